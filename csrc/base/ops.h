@@ -1,0 +1,154 @@
+// The operations that a decoder step is made of, behind one interface for every device.
+//
+// The decoder (model/decoder.h) calls these in order and knows no device; cpu/ and cuda/ implement them. Calls on one Ops
+// are ordered: on the CPU each returns when it is done, on CUDA each is enqueued on the Ops' stream. No call allocates after
+// the first step of the largest shape.
+//
+// Reproducibility, which every implementation keeps: a row's result depends on that row's inputs alone (for attention: its
+// own sequence up to its own position), never on how many rows, sequences, chunks or threads share the call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/dtype.h"
+
+namespace oarlock {
+
+constexpr int kBlockTokens = 64;     // tokens in a KV block
+constexpr int kMaxTopLogprobs = 20;  // alternatives reported with a token
+
+// Rows of activations in device memory: element (r, c) at data + (r * stride + c) elements.
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::bf16;
+  int64_t rows = 0, cols = 0, stride = 0;
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// How a weight arrives from a checkpoint. All are [n, k] row-major by output row n, k the contraction dimension.
+// The q*_ kinds are GGUF blocks of 32 along k: q8_0 = f16 d, int8[32]; q4_0 = f16 d, nibbles; q4_1 = f16 d, f16 m, nibbles.
+enum class SourceFormat : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
+
+// How a weight is held. int8: w = d*q per 32 along k (q8_0's own bits). int4: w = d*q + m per 32 (q4_1's own bits; q4_0 has
+// m = -8d). keep: the checkpoint's own bits for q8_0/q4_0/q4_1, else the compute dtype.
+enum class WeightFormat : uint8_t { keep, f32, f16, bf16, int8, int4 };
+
+// A piece of a weight's rows in host memory. Several pieces stacked along n make one weight (q, k, v; gate, up).
+struct WeightPiece {
+  SourceFormat format = SourceFormat::bf16;
+  int64_t n = 0, k = 0;
+  const void* data = nullptr;  // n rows, contiguous
+};
+
+// A weight packed for one device; made by Ops::pack and only ever passed back to the Ops that made it.
+class Weight {
+ public:
+  virtual ~Weight() = default;
+  int64_t n = 0, k = 0;  // n counts all pieces; for a gated weight both halves
+  int64_t bytes = 0;     // device memory held
+  WeightFormat format = WeightFormat::bf16;
+};
+
+// One layer's share of the KV cache; the layout inside a block is the device's own.
+struct KvLayer {
+  void* keys = nullptr;
+  void* values = nullptr;
+};
+
+struct AttentionShape {
+  int heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 0;  // usually 1/sqrt(head_dim)
+  int window = 0;   // keys a query sees, itself included; 0 = all before it
+};
+
+// One step's work, every pointer in device memory and int32. Tokens of one sequence are adjacent and in order.
+struct Batch {
+  int tokens = 0, sequences = 0, rows = 0;
+  const int32_t* token_ids = nullptr;     // [tokens]
+  const int32_t* positions = nullptr;     // [tokens]
+  const int32_t* slots = nullptr;         // [tokens] block * kBlockTokens + offset: where the token's K and V go
+  const int32_t* query_starts = nullptr;  // [sequences + 1] first token of each sequence in this batch
+  const int32_t* context_lens = nullptr;  // [sequences] tokens in the cache once this batch is written
+  const int32_t* block_tables = nullptr;  // [sequences, block_table_stride] physical blocks, in order
+  int block_table_stride = 0;
+  const int32_t* sample_rows = nullptr;  // [rows] tokens whose logits are wanted
+};
+
+// Sampling of `rows` logits; every array has one entry a row unless said otherwise.
+// Order: raw log-probabilities are taken first (what is reported), then penalties, bias, mask, temperature, min-p, top-k,
+// top-p, draw. temperature 0 is greedy (lowest id on a tie). The draw depends on (seed, draw index) alone.
+struct Sampling {
+  const float* temperature = nullptr;
+  const float* top_p = nullptr;               // 1 = off
+  const float* min_p = nullptr;               // 0 = off
+  const int32_t* top_k = nullptr;             // 0 = off
+  const float* repetition_penalty = nullptr;  // 1 = off; over prompt and output
+  const float* presence_penalty = nullptr;    // 0 = off; over output
+  const float* frequency_penalty = nullptr;   // 0 = off; over output
+  const uint64_t* seed = nullptr;
+  const int32_t* draw = nullptr;            // index of this draw in its request
+  const int32_t* top_logprobs = nullptr;    // alternatives wanted, 0..kMaxTopLogprobs; -1 = no log-probability at all
+  const int32_t* target = nullptr;          // >= 0: report this token's log-probability instead of drawing
+  const int32_t* history_starts = nullptr;  // [rows + 1] into the two below: distinct tokens seen, for penalties
+  const int32_t* history_ids = nullptr;
+  const int32_t* history_counts = nullptr;  // times in the output; 0 = in the prompt only
+  const int32_t* bias_starts = nullptr;     // [rows + 1] into the two below
+  const int32_t* bias_ids = nullptr;
+  const float* bias_values = nullptr;  // added; -inf forbids
+  const uint32_t* masks = nullptr;     // [masks wanted, ceil(vocab / 32)] allowed tokens, bit i % 32 of word i / 32
+  const int32_t* mask_rows = nullptr;  // row of masks, or -1
+};
+
+struct Sampled {
+  int32_t* token = nullptr;       // [rows] drawn, or the target
+  float* logprob = nullptr;       // [rows] raw log-probability of token
+  int32_t* top_ids = nullptr;     // [rows, kMaxTopLogprobs] best first
+  float* top_logprobs = nullptr;  // [rows, kMaxTopLogprobs]
+  int32_t* status = nullptr;      // [rows] 0, or 1: the logits held NaN or nothing was allowed (token is 0)
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual DType activation_dtype() const = 0;  // of norms' outputs and linear inputs and outputs
+  virtual DType residual_dtype() const = 0;
+
+  // Device memory, zeroed; lives as long as the Ops. DeviceError when there is not enough.
+  virtual void* allocate(size_t bytes) = 0;
+  // Stacks the pieces along n and packs them. gated: two pieces, gate then up, of equal n, for gated_linear.
+  virtual std::unique_ptr<Weight> pack(const std::vector<WeightPiece>& pieces, WeightFormat format, bool gated) = 0;
+  // A vector (norm weight, bias) as float32 on the device.
+  virtual const float* upload(const float* values, int64_t count) = 0;
+  virtual KvLayer make_kv_layer(int64_t blocks, int kv_heads, int head_dim) = 0;
+  virtual int64_t kv_bytes_per_block(int kv_heads, int head_dim) const = 0;  // of one layer, keys and values
+
+  // residual[t] = row token_ids[t] of table.
+  virtual void embed(Tensor residual, const Weight& table, const int32_t* token_ids) = 0;
+  // delta == nullptr: out = rms_norm(residual) * weight. Otherwise residual += delta first (and is written back).
+  virtual void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) = 0;
+  // out = x w^T (+ bias[n]). out's dtype is its own: float32 for logits.
+  virtual void linear(Tensor out, Tensor x, const Weight& w, const float* bias) = 0;
+  // out = silu(x gate^T) * (x up^T); out has n/2 columns.
+  virtual void gated_linear(Tensor out, Tensor x, const Weight& w) = 0;
+  // On qkv rows [heads*D | kv_heads*D | kv_heads*D]: optional per-head RMS norm of q and k (weights [D] or null), rotation of
+  // q and k by position (rotary[position] = D/2 cosines then D/2 sines, float32, halves paired i with i + D/2), then k and v
+  // into the cache at slots; q stays in qkv.
+  virtual void rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
+                              const float* rotary, KvLayer cache, const Batch& batch) = 0;
+  // out[t] (heads*D columns) = attention of q, the first heads*D columns of qkv, over the cache.
+  virtual void attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) = 0;
+  // out[i] = x[rows[i]].
+  virtual void gather_rows(Tensor out, Tensor x, const int32_t* rows) = 0;
+  // logits float32 [rows, vocab]; may be overwritten.
+  virtual void sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) = 0;
+};
+
+}  // namespace oarlock
