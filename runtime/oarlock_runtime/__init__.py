@@ -1,0 +1,1 @@
+"""Oarlock's runtime: checkpoints, the engine, the server and its command line."""

