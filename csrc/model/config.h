@@ -1,0 +1,32 @@
+// The shape of one dense decoder and the limits its workspace is sized for.
+#pragma once
+
+#include <cstdint>
+
+#include "base/ops.h"
+
+namespace oarlock {
+
+struct ModelConfig {
+  int layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, ffn = 0, vocab = 0;
+  float norm_epsilon = 1e-5f;
+  float attention_scale = 0;
+  bool qk_norm = false;
+  int sliding_window = 0;  // 0 = none
+
+  int qkv_width() const { return (heads + 2 * kv_heads) * head_dim; }
+  AttentionShape attention() const { return {heads, kv_heads, head_dim, attention_scale, sliding_window}; }
+};
+
+struct Limits {
+  int max_tokens = 0;               // rows of one step
+  int max_sequences = 0;            // sequences of one step
+  int max_rows = 0;                 // rows sampled in one step
+  int max_blocks_per_sequence = 0;  // width of a block table
+  int max_context = 0;              // rows of the rotary table
+
+  // Logits are made for this many rows at a time, which bounds their memory (rows * vocab * 4 bytes).
+  int logit_rows() const { return max_rows < 64 ? max_rows : 64; }
+};
+
+}  // namespace oarlock

@@ -1,0 +1,170 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+
+namespace oarlock {
+namespace {
+
+Tensor first_rows(Tensor tensor, int64_t rows) {
+  tensor.rows = rows;
+  return tensor;
+}
+
+// The entries of `sampling` from row `first` on; CSR offsets and masks are absolute and stay as they are.
+Sampling from_row(Sampling sampling, int first) {
+  auto move = [first](auto&... pointers) { ((pointers = pointers == nullptr ? nullptr : pointers + first), ...); };
+  move(sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k, sampling.repetition_penalty,
+       sampling.presence_penalty, sampling.frequency_penalty, sampling.seed, sampling.draw, sampling.top_logprobs,
+       sampling.target, sampling.history_starts, sampling.bias_starts, sampling.mask_rows);
+  return sampling;
+}
+
+Sampled from_row(Sampled sampled, int first) {
+  sampled.token += first;
+  sampled.logprob += first;
+  sampled.top_ids += int64_t(first) * kMaxTopLogprobs;
+  sampled.top_logprobs += int64_t(first) * kMaxTopLogprobs;
+  sampled.status += first;
+  return sampled;
+}
+
+}  // namespace
+
+Decoder::Decoder(std::unique_ptr<Ops> ops, const ModelConfig& config, const Limits& limits, const float* rotary)
+    : ops_(std::move(ops)), config_(config), limits_(limits), layers_(size_t(config.layers)) {
+  rotary_ = ops_->upload(rotary, int64_t(limits.max_context) * config.head_dim);
+}
+
+Decoder::~Decoder() = default;
+
+void Decoder::load_matrix(std::unique_ptr<Weight>& into, const std::string& name, const std::vector<WeightPiece>& pieces,
+                          WeightFormat format, int64_t n, int64_t k, bool gated) {
+  require(!into, name, " was loaded twice");
+  int64_t rows = 0;
+  for (const auto& piece : pieces) {
+    require(piece.k == k, name, " has ", piece.k, " columns where the model's configuration says ", k);
+    rows += piece.n;
+  }
+  require(rows == n, name, " has ", rows, " rows where the model's configuration says ", n);
+  into = ops_->pack(pieces, format, gated);
+  weight_bytes_ += into->bytes;
+}
+
+void Decoder::load_vector(const float*& into, const std::string& name, const std::vector<WeightPiece>& pieces, int64_t count) {
+  require(into == nullptr, name, " was loaded twice");
+  require(pieces.size() == 1 && pieces[0].format == SourceFormat::f32 && pieces[0].k == 1, name,
+          " is a vector: one float32 piece is wanted");
+  require(pieces[0].n == count, name, " has ", pieces[0].n, " values where the model's configuration says ", count);
+  into = ops_->upload(static_cast<const float*>(pieces[0].data), count);
+  weight_bytes_ += count * 4;
+}
+
+void Decoder::load(const std::string& name, const std::vector<WeightPiece>& pieces, WeightFormat format) {
+  const auto& c = config_;
+  int64_t hidden = c.hidden, q_width = int64_t(c.heads) * c.head_dim;
+  if (name == "embed") return load_matrix(embed_, name, pieces, format, c.vocab, hidden);
+  if (name == "lm_head") return load_matrix(lm_head_, name, pieces, format, c.vocab, hidden);
+  if (name == "final_norm") return load_vector(final_norm_, name, pieces, hidden);
+
+  const std::string prefix = "layers.";
+  size_t dot = name.find('.', prefix.size());
+  bool numbered =
+      name.compare(0, prefix.size(), prefix) == 0 && dot != std::string::npos && dot > prefix.size() &&
+      std::all_of(name.begin() + long(prefix.size()), name.begin() + long(dot), [](char c) { return c >= '0' && c <= '9'; });
+  require(numbered && dot - prefix.size() < 6, "no weight is called ", name);
+  size_t index = std::stoul(name.substr(prefix.size(), dot - prefix.size()));
+  require(index < layers_.size(), name, ": the model's configuration says ", layers_.size(), " layers");
+  Layer& layer = layers_[index];
+  std::string part = name.substr(dot + 1);
+  if (part == "attn_norm") return load_vector(layer.attn_norm, name, pieces, hidden);
+  if (part == "qkv") return load_matrix(layer.qkv, name, pieces, format, c.qkv_width(), hidden);
+  if (part == "qkv_bias") return load_vector(layer.qkv_bias, name, pieces, c.qkv_width());
+  if (part == "q_norm") return load_vector(layer.q_norm, name, pieces, c.head_dim);
+  if (part == "k_norm") return load_vector(layer.k_norm, name, pieces, c.head_dim);
+  if (part == "o") return load_matrix(layer.o, name, pieces, format, hidden, q_width);
+  if (part == "ffn_norm") return load_vector(layer.ffn_norm, name, pieces, hidden);
+  if (part == "gate_up") return load_matrix(layer.gate_up, name, pieces, format, 2 * int64_t(c.ffn), hidden, true);
+  if (part == "down") return load_matrix(layer.down, name, pieces, format, hidden, c.ffn);
+  throw InvalidArgument(concat("no weight is called ", name));
+}
+
+Tensor Decoder::workspace(DType dtype, int64_t rows, int64_t cols) {
+  return {ops_->allocate(size_t(rows * cols) * size_t(size_of(dtype))), dtype, rows, cols, cols};
+}
+
+void Decoder::finish(int64_t blocks) {
+  require(blocks_ == 0, "the model was finished twice");
+  require(blocks >= 1, "the KV cache needs at least one block, not ", blocks);
+  require(embed_ != nullptr, "embed is missing");
+  require(final_norm_ != nullptr, "final_norm is missing");
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    auto present = [&](bool loaded, const char* part) { require(loaded, "layers.", i, ".", part, " is missing"); };
+    present(layer.attn_norm, "attn_norm");
+    present(layer.qkv != nullptr, "qkv");
+    present(layer.o != nullptr, "o");
+    present(layer.ffn_norm, "ffn_norm");
+    present(layer.gate_up != nullptr, "gate_up");
+    present(layer.down != nullptr, "down");
+    present(!config_.qk_norm || (layer.q_norm && layer.k_norm), "q_norm or k_norm");
+  }
+  blocks_ = blocks;
+  DType act = ops_->activation_dtype(), res = ops_->residual_dtype();
+  int64_t tokens = limits_.max_tokens, rows = limits_.logit_rows();
+  residual_ = workspace(res, tokens, config_.hidden);
+  normed_ = workspace(act, tokens, config_.hidden);
+  qkv_ = workspace(act, tokens, config_.qkv_width());
+  attended_ = workspace(act, tokens, int64_t(config_.heads) * config_.head_dim);
+  delta_ = workspace(res, tokens, config_.hidden);
+  hidden_ = workspace(act, tokens, config_.ffn);
+  row_residual_ = workspace(res, rows, config_.hidden);
+  row_delta_ = workspace(res, rows, config_.hidden);
+  row_normed_ = workspace(act, rows, config_.hidden);
+  logits_ = workspace(DType::f32, rows, config_.vocab);
+  for (Layer& layer : layers_) layer.cache = ops_->make_kv_layer(blocks, config_.kv_heads, config_.head_dim);
+}
+
+int64_t Decoder::step_weight_bytes() const { return weight_bytes_ - (lm_head_ ? embed_->bytes : 0); }
+
+int64_t Decoder::bytes_per_block() const {
+  return config_.layers * ops_->kv_bytes_per_block(config_.kv_heads, config_.head_dim);
+}
+
+void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sampled& sampled) {
+  const AttentionShape shape = config_.attention();
+  const float epsilon = config_.norm_epsilon;
+  Tensor residual = first_rows(residual_, batch.tokens), normed = first_rows(normed_, batch.tokens),
+         qkv = first_rows(qkv_, batch.tokens), attended = first_rows(attended_, batch.tokens),
+         delta = first_rows(delta_, batch.tokens), hidden = first_rows(hidden_, batch.tokens);
+
+  ops_->embed(residual, *embed_, batch.token_ids);
+  const Tensor* pending = nullptr;  // what the previous block adds to the residual
+  for (const Layer& layer : layers_) {
+    ops_->add_norm(normed, residual, pending, layer.attn_norm, epsilon);
+    ops_->linear(qkv, normed, *layer.qkv, layer.qkv_bias);
+    ops_->rope_and_cache(qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache, batch);
+    ops_->attention(attended, qkv, shape, layer.cache, batch);
+    ops_->linear(delta, attended, *layer.o, nullptr);
+    ops_->add_norm(normed, residual, &delta, layer.ffn_norm, epsilon);
+    ops_->gated_linear(hidden, normed, *layer.gate_up);
+    ops_->linear(delta, hidden, *layer.down, nullptr);
+    pending = &delta;
+  }
+
+  // Only the rows that are sampled go through the head, a bounded number at a time.
+  for (int first = 0; first < batch.rows; first += int(logits_.rows)) {
+    int64_t rows = std::min<int64_t>(logits_.rows, batch.rows - first);
+    Tensor row_residual = first_rows(row_residual_, rows), row_delta = first_rows(row_delta_, rows),
+           row_normed = first_rows(row_normed_, rows), logits = first_rows(logits_, rows);
+    ops_->gather_rows(row_residual, residual, batch.sample_rows + first);
+    ops_->gather_rows(row_delta, delta, batch.sample_rows + first);
+    ops_->add_norm(row_normed, row_residual, &row_delta, final_norm_, epsilon);
+    ops_->linear(logits, row_normed, head(), nullptr);
+    ops_->sample(logits, from_row(sampling, first), from_row(sampled, first));
+  }
+}
+
+}  // namespace oarlock

@@ -1,0 +1,52 @@
+// The CPU executor: host memory is device memory, and a step has run when submit returns.
+#include <vector>
+
+#include "base/error.h"
+#include "cpu/ops_cpu.h"
+#include "model/executor.h"
+
+namespace oarlock {
+namespace {
+
+class CpuExecutor : public Executor {
+ public:
+  CpuExecutor(std::unique_ptr<Ops> ops, const ModelConfig& config, const Limits& limits, const float* rotary)
+      : decoder_(std::move(ops), config, limits, rotary) {}
+
+  Decoder& decoder() override { return decoder_; }
+
+  void finish(int64_t blocks) override {
+    decoder_.finish(blocks);
+    size_t rows = size_t(decoder_.limits().max_rows);
+    token_.resize(rows);
+    status_.resize(rows);
+    logprob_.resize(rows);
+    top_ids_.resize(rows * kMaxTopLogprobs);
+    top_logprobs_.resize(rows * kMaxTopLogprobs);
+    result_.sampled = {token_.data(), logprob_.data(), top_ids_.data(), top_logprobs_.data(), status_.data()};
+  }
+
+  void submit(const Plan& plan) override {
+    require(decoder_.blocks() > 0, "the model has not been finished");
+    check(plan, decoder_.config(), decoder_.limits(), decoder_.blocks());
+    decoder_.forward(plan.batch, plan.sampling, result_.sampled);
+    result_.rows = plan.batch.rows;
+  }
+
+  StepResult collect() override { return result_; }
+
+ private:
+  Decoder decoder_;
+  StepResult result_;
+  std::vector<int32_t> token_, status_, top_ids_;
+  std::vector<float> logprob_, top_logprobs_;
+};
+
+}  // namespace
+
+std::unique_ptr<Executor> make_cpu_executor(const ModelConfig& config, const Limits& limits, const float* rotary, DType dtype,
+                                            int threads) {
+  return std::make_unique<CpuExecutor>(cpu::make_ops(dtype, threads, config, limits), config, limits, rotary);
+}
+
+}  // namespace oarlock

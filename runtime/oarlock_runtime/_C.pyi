@@ -1,0 +1,52 @@
+"""The compiled core (csrc/bindings). Errors: ValueError for a caller's mistake, RuntimeError for the machine's refusal."""
+
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK_TOKENS: int
+MAX_TOP_LOGPROBS: int
+
+@final
+class Executor:
+    """One model on one device. Not thread-safe; every call that computes releases the GIL."""
+
+    def __init__(self, config: dict[str, Any]) -> None: ...
+    def load(self, name: str, pieces: list[tuple[str, npt.NDArray[Any]]], format: str) -> None:
+        """Takes one weight: (source format, array) pieces stacked along output rows, held as ``format``."""
+
+    def finish(self, blocks: int) -> None:
+        """Checks that no weight is missing and allocates the workspace and a KV cache of ``blocks`` 64-token blocks."""
+
+    def submit(self, plan: object) -> None:
+        """Starts a step; ``plan`` is an engine StepPlan, whose arrays may be reused when this returns."""
+
+    def collect(
+        self,
+    ) -> tuple[
+        npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]
+    ]:
+        """Token, logprob, top ids, top logprobs and status of each sampled row; overwritten by the next submit."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def step_weight_bytes(self) -> int:
+        """Bytes of weights that a decode step reads."""
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of one KV block over all layers."""
+
+    @property
+    def blocks(self) -> int: ...
+
+def isa() -> str:
+    """The instruction set in use: avx2, avx512, avx512_vnni, avx512_bf16 or amx."""
+
+def read_bandwidth(threads: int, seconds: float) -> float:
+    """Measured bytes per second read from memory."""
+
+def matrix_rate(kind: str, threads: int, seconds: float) -> float:
+    """Measured operations per second of the best unit for kind bf16, int8 or f32, operands from L1."""
