@@ -1,0 +1,37 @@
+# Every target sets up what it needs first; a second call takes seconds. ARGS are passed on: make run ARGS="--port 8000".
+.DEFAULT_GOAL := help
+.PHONY: help run test check format docs bench setup clean
+
+PYTHON ?= python3
+ARGS ?=
+export PYTHON
+
+# $(call bootstrap,WHAT)
+define bootstrap
+@command -v "$$PYTHON" >/dev/null || { echo "oarlock: missing on this machine: $$PYTHON, Python 3.11 or newer (Debian 12: apt install python3 python3-venv python3-dev)" >&2; exit 1; }
+@exec "$$PYTHON" tools/bootstrap.py $(1) $(ARGS)
+endef
+
+help:
+	@echo "make run     set everything up and serve SmolLM2-135M-Instruct on http://127.0.0.1:9965"
+	@echo "make test    set everything up and run all tests, those of the C++ core among them"
+	@echo "make check   lint, formatting, types, layers"
+	@echo "make bench   measure this machine: floor, decode, prefill, serving"
+	@echo "make format  format the sources     make docs   write docs/settings.md"
+	@echo "make clean   remove what was built and installed here"
+	@echo
+	@echo 'ARGS="…" passes flags on; MODEL=… serves another model; PYTHON=… and CXX=… choose the tools.'
+
+run test check bench setup:
+	$(call bootstrap,$@)
+
+format: setup
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs .venv/bin/clang-format -i
+
+docs: setup
+	@.venv/bin/python -m oarlock_runtime.cli.settings_page >docs/settings.md
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find operator runtime -name __pycache__ -type d -prune -exec rm -rf {} +
