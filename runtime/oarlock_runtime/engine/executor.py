@@ -1,0 +1,98 @@
+"""Builds the compiled executor from a checkpoint and puts the engine's StepPlan and StepResult in front of it.
+
+Runs in the engine process, and in any process that uses the engine directly (`oarlock bench --model`).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from oarlock_runtime import _C
+from oarlock_runtime.engine.memory import available_memory
+from oarlock_runtime.engine.plan import BLOCK_TOKENS, StepPlan, StepResult
+from oarlock_runtime.errors import SettingError
+from oarlock_runtime.models.checkpoint import Checkpoint
+from oarlock_runtime.models.loading import LoadProgress, Quantization, load_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorOptions:
+    """How a model is run; sizes of the workspace and of the KV pool. Zeros mean "choose"."""
+
+    device: str = "cpu"
+    dtype: str = "bf16"  # of activations and KV: bf16 or f32
+    quantization: Quantization = "auto"
+    threads: int = 0  # 0 = as many as this process may use
+    max_sequences: int = 256
+    max_context: int = 0  # 0 = the model's
+    max_batched_tokens: int = 512
+    kv_blocks: int = 0  # 0 = from kv_memory
+    kv_memory: int = 0  # bytes; 0 = kv_memory_share of the memory that is left beside the weights
+    kv_memory_share: float = 0.5
+
+
+class CoreExecutor:
+    """The engine's Executor over `_C.Executor`, with the figures the engine and the start-up lines need."""
+
+    def __init__(self, core: _C.Executor, max_context: int, max_rows: int) -> None:
+        self._core = core
+        self.max_context = max_context
+        self.max_rows = max_rows
+        self.blocks = core.blocks
+        self.weight_bytes = core.weight_bytes
+        self.step_weight_bytes = core.step_weight_bytes
+        self.bytes_per_block = core.bytes_per_block
+
+    def submit(self, plan: StepPlan) -> None:
+        self._core.submit(plan)
+
+    def collect(self) -> StepResult:
+        return StepResult(*self._core.collect())
+
+
+def usable_threads() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def load_executor(
+    checkpoint: Checkpoint, options: ExecutorOptions, progress: Callable[[LoadProgress], None] | None = None
+) -> CoreExecutor:
+    """Loads the weights and sizes the KV pool. SettingError when the limits can't be met, ValueError from the core."""
+    spec = checkpoint.spec
+    if options.max_context > spec.max_context:
+        raise SettingError(
+            f"max_context is {options.max_context}; {checkpoint.path} was trained for {spec.max_context} tokens"
+        )
+    max_context = options.max_context or spec.max_context
+    blocks_per_sequence = -(-max_context // BLOCK_TOKENS)
+    max_rows = options.max_batched_tokens
+    core = _C.Executor(
+        spec.executor_config(max_context)
+        | {
+            "device": options.device,
+            "dtype": options.dtype,
+            "threads": options.threads or usable_threads(),
+            "max_tokens": options.max_batched_tokens,
+            "max_sequences": options.max_sequences,
+            "max_rows": max_rows,
+            "max_blocks_per_sequence": blocks_per_sequence,
+        }
+    )
+    load_weights(checkpoint, core, options.quantization, options.dtype, progress)
+    core.finish(_kv_blocks(options, core.bytes_per_block, blocks_per_sequence, checkpoint.path))
+    return CoreExecutor(core, max_context, max_rows)
+
+
+def _kv_blocks(options: ExecutorOptions, bytes_per_block: int, blocks_per_sequence: int, path: Path) -> int:
+    """Blocks of the KV pool: as asked for, else what memory allows, never more than all sequences could fill."""
+    if options.kv_blocks:
+        return options.kv_blocks
+    memory = options.kv_memory or int(available_memory() * options.kv_memory_share)
+    blocks = min(memory // bytes_per_block, options.max_sequences * blocks_per_sequence)
+    if blocks < 1:
+        raise SettingError(
+            f"{memory >> 20} MiB are left for the KV cache of {path}; 64 tokens take {bytes_per_block >> 10} KiB"
+        )
+    return blocks
