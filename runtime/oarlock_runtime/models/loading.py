@@ -1,0 +1,142 @@
+"""From a checkpoint to the compiled executor: which tensors make one weight, and as what it is held.
+
+Runs in the engine process. Tensors are read and handed over one weight at a time, and their file's pages given back, so
+that loading needs little more memory than the weights the core keeps. `oarlock model inspect` shows the same plan.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from oarlock_runtime.models.checkpoint import Checkpoint
+from oarlock_runtime.models.spec import ModelSpec
+from oarlock_runtime.models.tensors import BLOCK, BLOCK_BYTES, TensorRef
+
+Quantization = Literal["auto", "f32", "bf16", "int8", "int4"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+
+# Bytes that the core needs for 32 weights, in each form that it holds.
+HELD_BYTES = {"f32": 4 * BLOCK, "bf16": 2 * BLOCK, "int8": 34, "int4": 20}
+
+
+class WeightSink(Protocol):
+    """What takes the weights: the compiled executor, as far as loading needs it."""
+
+    def load(self, name: str, pieces: list[tuple[str, npt.NDArray[Any]]], format: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far loading has come: bytes of the checkpoint read, of all, and the weight just taken."""
+
+    done: int
+    total: int
+    name: str
+
+
+@dataclass(frozen=True)
+class WeightGroup:
+    """Tensors that the core takes as one weight, stacked along their output rows.
+
+    `format` is what the executor is asked for ("keep" = the file's own bits), `held` what that comes to: f32, bf16,
+    int8 or int4.
+    """
+
+    name: str
+    refs: tuple[TensorRef, ...]
+    format: str
+    held: str
+
+    @property
+    def is_vector(self) -> bool:
+        return len(self.refs[0].shape) == 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the core will hold for it."""
+        return sum(math.prod(ref.shape) for ref in self.refs) * HELD_BYTES[self.held] // BLOCK
+
+    def pieces(self) -> list[tuple[str, npt.NDArray[Any]]]:
+        """What the executor's load takes. Vectors are joined into one float32 piece."""
+        if self.is_vector:
+            return [("f32", np.concatenate([ref.read() for ref in self.refs]))]
+        return [(ref.becomes, ref.read()) for ref in self.refs]
+
+
+def load_plan(checkpoint: Checkpoint, quantization: Quantization = "auto", dtype: str = "bf16") -> list[WeightGroup]:
+    """The weights the executor takes, in order, and as what each is held.
+
+    quantization "auto" keeps a GGUF's own 8 and 4 bits and holds all else in `dtype`, the executor's compute type
+    (bf16 or f32); int8 and int4 leave what can't be cut into groups of 32 in `dtype` too.
+    """
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization {quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
+    groups = []
+    for name, parts in _group_names(checkpoint.spec):
+        refs = tuple(checkpoint[part] for part in parts)
+        format, held = _format_of(name, refs, quantization, dtype)
+        groups.append(WeightGroup(name, refs, format, held))
+    return groups
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    executor: WeightSink,
+    quantization: Quantization = "auto",
+    dtype: str = "bf16",
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> None:
+    """Hands every weight to `executor`. ValueError and RuntimeError from the executor pass through."""
+    plan = load_plan(checkpoint, quantization, dtype)
+    total = sum(ref.nbytes for group in plan for ref in group.refs)
+    done = 0
+    for group in plan:
+        executor.load(group.name, group.pieces(), group.format)
+        for ref in group.refs:
+            ref.release()
+            done += ref.nbytes
+        if progress is not None:
+            progress(LoadProgress(done, total, group.name))
+
+
+def _group_names(spec: ModelSpec) -> Iterator[tuple[str, list[str]]]:
+    """Names of the executor's weights and of the tensors each is made of."""
+    layer_groups = [("attn_norm", ["attn_norm"]), ("qkv", ["q", "k", "v"])]
+    if spec.qkv_bias:
+        layer_groups.append(("qkv_bias", ["q_bias", "k_bias", "v_bias"]))
+    if spec.qk_norm:
+        layer_groups += [("q_norm", ["q_norm"]), ("k_norm", ["k_norm"])]
+    layer_groups += [("o", ["o"]), ("ffn_norm", ["ffn_norm"]), ("gate_up", ["gate", "up"]), ("down", ["down"])]
+    yield "embed", ["embed"]
+    for layer in range(spec.layers):
+        for group, parts in layer_groups:
+            yield f"layers.{layer}.{group}", [f"layers.{layer}.{part}" for part in parts]
+    yield "final_norm", ["final_norm"]
+    if not spec.tied_embeddings:
+        yield "lm_head", ["lm_head"]
+
+
+def _format_of(name: str, refs: tuple[TensorRef, ...], quantization: str, dtype: str) -> tuple[str, str]:
+    """The format to ask of the executor, and what it comes to."""
+    if len(refs[0].shape) == 1:
+        return "f32", "f32"
+    formats = {ref.becomes for ref in refs}
+    own = None
+    if formats <= BLOCK_BYTES.keys():
+        # The core holds pieces of one weight in the widest form that any of them needs.
+        own = "int8" if "q8_0" in formats else "int4"
+    if quantization == "auto":
+        return "keep", own or dtype
+    if quantization in ("f32", "bf16"):
+        return quantization, quantization
+    if refs[0].shape[1] % BLOCK:
+        return dtype, dtype
+    # The head decides between near-equal tokens, so it is given no less than 8 bits; so is what it may be tied to.
+    wanted = "int8" if name in ("embed", "lm_head") else quantization
+    if own == wanted or (own == "int4" and quantization == "int4"):
+        return "keep", own
+    return wanted, wanted
