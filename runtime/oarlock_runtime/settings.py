@@ -64,9 +64,9 @@ class Settings:
         synonyms=(("bfloat16", "bf16"), ("float32", "f32")),
     )
     quantization: str = _setting(
-        "keep",
-        "how weights are held: keep (as in the checkpoint), none (in dtype), int8, int4",
-        choices=("keep", "none", "int8", "int4"),
+        "auto",
+        "how weights are held: auto keeps a GGUF's own 8 and 4 bits and holds all else in dtype",
+        choices=("auto", "f32", "bf16", "int8", "int4"),
     )
     threads: int = _setting(0, "compute threads", zero="one for each core", low=0, high=1024)
     cpu_isa: str = _setting(
@@ -96,7 +96,11 @@ class Settings:
         high=1 << 24,
     )
     max_batched_tokens: int = _setting(
-        512, "tokens computed in one step, prefill and decode together", unit="tokens", low=1, high=1 << 20
+        512,
+        "tokens computed in one step, prefill and decode together (at least max_sequences)",
+        unit="tokens",
+        low=1,
+        high=1 << 20,
     )
     kv_memory: int = _setting(0, "memory of the KV cache", zero="auto", unit="bytes", low=0, high=1 << 46)
     kv_memory_share: float = _setting(
@@ -133,8 +137,8 @@ class Settings:
     slow_reader_seconds: float = _setting(
         30.0, "a client that takes nothing for so long is dropped", unit="seconds", low=0.1, high=3600
     )
-    slow_reader_bytes: int = _setting(
-        1 << 20, "answer that may wait for a slow client before it is dropped", unit="bytes", low=1 << 12, high=1 << 30
+    slow_reader_tokens: int = _setting(
+        4096, "tokens that may wait for a slow client before it is dropped", unit="tokens", low=1, high=1 << 24
     )
 
     # Life of the processes
@@ -154,6 +158,17 @@ class Settings:
     log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting("text", "how it is logged", choices=("text", "json"))
     access_log: bool = _setting(False, "log a line for each request")
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use for the model: as set, else the last part of its address without its suffix."""
+        if self.served_model_name:
+            return self.served_model_name
+        scheme, found, rest = self.model.rpartition("://")
+        if found and scheme == "hf":
+            return rest.partition("@")[0]
+        last = rest.rstrip("/").rpartition("/")[2]
+        return last.partition("==")[0].removesuffix(".gguf") or "model"
 
     sources: dict[str, str] = field(default_factory=dict, compare=False)
 
