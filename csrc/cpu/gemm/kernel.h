@@ -1,0 +1,118 @@
+// What a kernel file gives to the driver: a table of functions, and the layouts they read. Internal to the products.
+//
+// Kernel files are compiled for an instruction set each, so nothing here may become a shared out-of-line function: the
+// linker would keep one copy for all. Everything is forced inline, and the files' own code is in unnamed namespaces.
+#pragma once
+
+#include <cstdint>
+
+#include "base/isa.h"
+#include "base/ops.h"
+
+#define OARLOCK_INLINE static inline __attribute__((always_inline))
+
+namespace oarlock::cpu {
+
+constexpr int kPanel = 16;                     // output rows of a panel
+constexpr int kGroup = 32;                     // elements along k that share a scale; k is a multiple of it
+constexpr int kMaxPanels = 4;                  // panels of one Product
+constexpr int kMaxRows = 256;                  // rows of one Product
+constexpr int64_t kWeightScratch = 128 << 10;  // bytes a thread has for weights expanded on the way
+
+// Panels' layouts. f32: [k][16]. bf16: [k/2][16][2], so that 32 of k are one 1 KiB tile. The quantized ones are records
+// of two groups: f16 scales d[2][16], for int4 f16 offsets m[2][16], then the codes of each group: `quads` [8][16][4]
+// (int8 as u = q + 128; int4: even quads in low nibbles, odd ones in high), `pairs` [16][16][2] (int8 as q; int4 see amx.cpp).
+enum class Layout : uint8_t { f32, bf16, int8_quads, int4_quads, int8_pairs, int4_pairs };
+
+constexpr int64_t kInt8Record = 2 * (32 + 512), kInt4Record = 2 * (32 + 32 + 256);
+
+OARLOCK_INLINE int64_t panel_bytes(Layout layout, int64_t k) {
+  int64_t records = (k / kGroup + 1) / 2;
+  if (layout == Layout::f32) return k * kPanel * 4;
+  if (layout == Layout::bf16) return k * kPanel * 2;
+  return records * (layout == Layout::int8_quads || layout == Layout::int8_pairs ? kInt8Record : kInt4Record);
+}
+
+// Where a group's parts lie in a quantized panel.
+struct GroupView {
+  const uint8_t* d;  // f16[16]
+  const uint8_t* m;  // f16[16], int4 only
+  const uint8_t* codes;
+};
+
+template <bool kInt4>
+OARLOCK_INLINE GroupView group_view(const uint8_t* panel, int64_t group) {
+  const uint8_t* record = panel + (group >> 1) * (kInt4 ? kInt4Record : kInt8Record);
+  int64_t half = group & 1;
+  if (kInt4) return {record + 32 * half, record + 64 + 32 * half, record + 128 + 256 * half};
+  return {record + 32 * half, nullptr, record + 64 + 512 * half};
+}
+
+// Activations as a kernel's prepare() leaves them: row r at data + r * stride (AMX: blocks of 16 rows, see amx.cpp).
+// The integer kernels also have a scale a row, and a 4-byte term a row and group: -128 * sum(q) as int32 for int8, sum(q) as
+// float for int4.
+struct Activations {
+  const uint8_t* data = nullptr;
+  int64_t stride = 0;
+  int64_t rows = 0, k = 0;
+  const float* scales = nullptr;
+  const uint8_t* terms = nullptr;
+};
+
+// The same, writable, and the source rows.
+struct Prepare {
+  Tensor x;
+  uint8_t* data = nullptr;
+  int64_t stride = 0;
+  float* scales = nullptr;
+  uint8_t* terms = nullptr;
+  bool int4 = false;
+};
+
+// c[rows][16 * panels] (row stride kMaxPanels * 16) = rows [row0, row0 + rows) of x times the panels.
+struct Product {
+  const Activations* x = nullptr;
+  int64_t row0 = 0;
+  int rows = 0, panels = 0;
+  const uint8_t* weights = nullptr;
+  int64_t panel_bytes = 0;
+  float* c = nullptr;
+  uint8_t* scratch = nullptr;  // kWeightScratch bytes
+};
+constexpr int kStride = kMaxPanels * kPanel;  // of c
+
+// From c to out: bias, or silu(gate) * up of panel pairs, and rounding. cols counts valid columns of out from `out` on.
+struct Finish {
+  const float* c = nullptr;
+  int rows = 0, panels = 0;
+  void* out = nullptr;
+  DType dtype = DType::bf16;
+  int64_t stride = 0;  // elements
+  int64_t cols = 0;
+  const float* bias = nullptr;
+  bool gated = false;
+};
+
+enum class Input : uint8_t { as_is, f32, tiles, digits, words };  // what prepare() makes of x
+
+struct Kernel {
+  const char* name;
+  Layout layout;
+  Input input;
+  int row_chunk_bytes;  // activations that one piece of work should keep in the L2 cache
+  void (*prepare)(const Prepare&, int64_t first_row, int64_t last_row);  // first_row a multiple of 16
+  void (*product)(const Product&);
+  void (*finish)(const Finish&);
+};
+
+// The kernels of an instruction set, by layout; compiled in a file each.
+extern const Kernel kAvx2F32, kAvx2Bf16, kAvx2Int8, kAvx2Int4, kAvx2Int8F32, kAvx2Int4F32;
+extern const Kernel kAvx512F32, kAvx512Bf16, kAvx512Int8, kAvx512Int4, kAvx512Int8F32, kAvx512Int4F32;
+extern const Kernel kVnniInt8, kVnniInt4;
+extern const Kernel kDotBf16;
+extern const Kernel kAmxBf16, kAmxInt8, kAmxInt4;
+
+// The kernel for a weight format (f32, bf16, int8, int4) and activations of `compute` on an instruction set.
+const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute);
+
+}  // namespace oarlock::cpu
