@@ -1,0 +1,6 @@
+include(${CMAKE_CURRENT_LIST_DIR}/../vector/flags.cmake)
+target_sources(oarlock_cpu PRIVATE
+  ${CMAKE_CURRENT_LIST_DIR}/attention.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/plan.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/reference.cpp)
+oarlock_isa_sources(${CMAKE_CURRENT_LIST_DIR} attention avx2 avx512 avx512_bf16 amx)
