@@ -29,6 +29,10 @@ class Request:
     sampling: SamplingParams
     cache_salt: str = ""  # prompts share cached blocks only with prompts of the same salt
 
+    def limit(self, longest: int) -> int:
+        """The length, in tokens, at which it ends if nothing ends it before. One token is always drawn."""
+        return min(len(self.prompt) + max(self.sampling.max_tokens, 1), longest)
+
 
 class QueueFull(RequestError):
     """As many requests wait as may. `retry_after` is the time, in seconds, in which the queue should drain."""
@@ -42,3 +46,22 @@ class QueueFull(RequestError):
             kind="rate_limit_error",
             retry_after=retry_after,
         )
+
+
+def check_request(request: Request, vocab: int, longest: int) -> None:
+    """Raises RequestError, naming the field, for what `vocab` tokens and sequences of `longest` can't serve."""
+    if request.request_id < 0:
+        raise RequestError("request_id", f"request_id is {request.request_id}; it must not be negative")
+    request.sampling.validate(vocab)
+    prompt = request.prompt
+    if not len(prompt):
+        raise RequestError("prompt", "the prompt is empty; at least one token is needed")
+    if len(prompt) + 1 > longest:
+        raise RequestError(
+            "prompt",
+            f"the prompt has {len(prompt)} tokens; at most {longest - 1} fit, with one left for the answer",
+            code="context_length_exceeded",
+        )
+    if prompt.min() < 0 or prompt.max() >= vocab:
+        token = int(prompt[(prompt < 0) | (prompt >= vocab)][0])
+        raise RequestError("prompt", f"the prompt holds token id {token}; ids are from 0 to {vocab - 1}")

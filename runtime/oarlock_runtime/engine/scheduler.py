@@ -1,0 +1,248 @@
+"""Which tokens are computed next, and what becomes of the result. Engine process.
+
+Decoding sequences come first, one token each; what is left of the step's budget of tokens goes to prompts, in chunks,
+in order of arrival. A sequence is admitted when its whole prompt has blocks, with some room left for those that run.
+When a decoding sequence finds no block, the last that arrived gives its blocks back and is computed again later.
+
+schedule() reads and writes queues, block tables and `computed`; commit() reads and writes tokens, lengths and endings.
+They meet only in the list of steps in flight. That is what an overlapped loop needs, which schedules step N + 1 before
+it knows the tokens of step N: a decoding sequence's position, slot and context follow from its length alone, which
+then grows in schedule(); its token id is fed forward on the device; and commit() already passes over sequences that
+have left their seat meanwhile. Executors run steps in order, so that a block freed while a step is in flight may be
+given away at once: whatever that step writes there is overwritten before it is read.
+"""
+
+import bisect
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from oarlock_runtime.engine.config import EngineConfig
+from oarlock_runtime.engine.kv_cache import Claim, KvCache
+from oarlock_runtime.engine.outcome import apply_result
+from oarlock_runtime.engine.output import StepOutput
+from oarlock_runtime.engine.plan import StepPlan, StepResult
+from oarlock_runtime.engine.request import Finish, Request, check_request
+from oarlock_runtime.engine.sequences import Seats, Sequences
+from oarlock_runtime.engine.step import Chunk, Step, build_step
+from oarlock_runtime.engine.waiting import WaitingQueue
+from oarlock_runtime.errors import RequestError
+
+ADMISSION_SCAN = 64  # waiting requests looked at in a step
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the scheduler counts; EngineStats says what for."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    computed_tokens: int = 0
+    context_tokens: int = 0  # read from the KV cache
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What is left of a step, and the chunks that were cut from it."""
+
+    tokens: int
+    rows: int
+    chunks: list[Chunk]
+
+
+class Scheduler:
+    """Continuous batching over one executor's KV pool. Not thread-safe; times are the caller's clock, in seconds."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.sequences = Sequences(config.max_sequences, config.longest, config.eos_ids)
+        self.cache = KvCache(config.blocks, self.sequences, config.prefix_cache)
+        self.waiting = WaitingQueue(config.max_waiting)
+        self.counters = Counters()
+        self.decoding: Seats = np.zeros(0, np.intp)
+        self.prefilling: list[int] = []  # seats, in order of admission
+        self.preempted: list[int] = []  # seats, in order of arrival
+        self._seats: dict[int, int] = {}  # request id to seat
+        self._in_flight: deque[Step] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._seats or len(self.waiting))
+
+    @property
+    def request_ids(self) -> list[int]:
+        """All requests, seated or waiting."""
+        return [*self._seats, *(entry.request.request_id for entry in self.waiting)]
+
+    def add(self, request: Request, now: float) -> None:
+        """Queues a request. Raises RequestError when it can never be served, QueueFull when it can't wait."""
+        check_request(request, self.config.vocab, self.config.longest)
+        if request.request_id in self._seats or request.request_id in self.waiting:
+            raise RequestError("request_id", f"request_id {request.request_id} is in use")
+        self.waiting.add(request, now, self.sequences.vacant)
+
+    def abort(self, request_ids: Iterable[int]) -> list[int]:
+        """Ends requests between two steps, and returns those that were there."""
+        ended = []
+        for request_id in request_ids:
+            seat = self._seats.get(request_id)
+            if seat is not None:
+                self._leave(seat)
+            if seat is not None or self.waiting.remove(request_id):
+                ended.append(request_id)
+        self._forget_vacant()
+        self.counters.aborted += len(ended)
+        return ended
+
+    # ---- the step
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """The next step, or None when there is no work."""
+        self._grow()
+        running = len(self.decoding)
+        budget = _Budget(self.config.max_batched_tokens - running, self.config.max_rows - running, [])
+        for seat in self.prefilling:
+            self._take_chunk(seat, budget)
+        self._admit(budget, now)
+        if not running and not budget.chunks:
+            return None
+        step = build_step(self.sequences, self.decoding, budget.chunks)
+        self._in_flight.append(step)
+        self.sequences.computed[self.decoding] += 1
+        prefilled = [chunk.seat for chunk in budget.chunks if chunk.draws]
+        if prefilled:
+            self.prefilling = [seat for seat in self.prefilling if seat not in prefilled]
+            self.decoding = np.concatenate((self.decoding, np.array(prefilled, np.intp)))
+        self.counters.computed_tokens += len(step.plan.token_ids)
+        self.counters.context_tokens += int(step.plan.context_lens.sum())
+        return step.plan
+
+    def commit(self, result: StepResult) -> StepOutput:
+        """Takes the result of the oldest step in flight."""
+        outcome = apply_result(self._in_flight.popleft(), result, self.sequences)
+        for seat in outcome.filled:
+            self.cache.publish_decoded(seat, int(self.sequences.length[seat]) - 1)
+        for seat, finish in outcome.ended:
+            self._leave(seat, forget=finish == Finish.ERROR)
+        if outcome.ended:
+            self._forget_vacant()
+            failed = len(outcome.output.failures)
+            self.counters.failed += failed
+            self.counters.finished += len(outcome.ended) - failed
+        self.counters.generation_tokens += int(np.count_nonzero(outcome.output.token_ids >= 0))
+        return outcome.output
+
+    # ---- blocks for the running
+
+    def _grow(self) -> None:
+        while len(needy := self.cache.without_block(self.decoding)) > self.cache.pool.available:
+            self._preempt_last_arrived()
+        if len(needy):
+            self.cache.append_block(needy)
+
+    def _preempt_last_arrived(self) -> None:
+        def arrival(seat: int) -> int:
+            return int(self.sequences.arrival[seat])
+
+        seat = max([*self.decoding.tolist(), *self.prefilling], key=arrival)
+        self.cache.give_back(seat)
+        self.decoding = self.decoding[self.decoding != seat]
+        self.prefilling = [other for other in self.prefilling if other != seat]
+        bisect.insort(self.preempted, seat, key=arrival)
+        self.counters.preemptions += 1
+
+    # ---- prompts
+
+    def _take_chunk(self, seat: int, budget: _Budget) -> None:
+        """Cuts as much of a sequence's prompt from the budget as there is."""
+        s = self.sequences
+        start, length, scored = int(s.computed[seat]), int(s.length[seat]), int(s.scored[seat])
+        last_scored = int(s.prompt_length[seat]) - 1  # the prompt's last row has no next token to score
+        scoring = scored < last_scored and s.request_of(seat).sampling.prompt_logprobs >= 0
+        count = min(length - start, budget.tokens)
+        if scoring:
+            count = min(count, max(scored - start, 0) + budget.rows)
+        elif not budget.rows:
+            count = min(count, length - start - 1)
+        if count <= 0:
+            return
+        end = start + count
+        score_from = max(start, scored)
+        score_to = max(score_from, min(end, last_scored)) if scoring else score_from
+        if scoring:
+            s.scored[seat] = score_to
+        s.computed[seat] = end
+        self.cache.publish(seat, start, end)
+        budget.tokens -= count
+        budget.rows -= score_to - score_from + (end == length)
+        budget.chunks.append(Chunk(seat, start, count, score_from, score_to - score_from, draws=end == length))
+
+    def _admit(self, budget: _Budget, now: float) -> None:
+        """Preempted sequences first, then the queue. The first that finds too few blocks holds up those behind it, but
+        one whose next block is being computed for another lets them pass: it will share that block in a later step."""
+        if budget.tokens <= 0 or not (self.preempted or len(self.waiting)):
+            return
+        s = self.sequences
+        room = self.cache.room_wanted(np.array([*self.decoding.tolist(), *self.prefilling], np.intp))
+        while self.preempted:
+            if budget.tokens <= 0:
+                return
+            seat = self.preempted[0]
+            self.cache.complete_chain(seat)
+            claim = self.cache.claim(s.request_of(seat), s.chain[seat], int(s.length[seat]), int(s.limit[seat]), room)
+            if claim is None:
+                return
+            del self.preempted[0]
+            self._start(seat, claim, budget)
+            room += claim.room
+        for entry in list(itertools.islice(self.waiting, ADMISSION_SCAN)):
+            if budget.tokens <= 0 or not s.vacant:
+                return
+            if self.cache.is_computing(entry.awaited):
+                continue
+            request = entry.request
+            if entry.chain is None:
+                entry.chain = self.cache.prompt_chain(request)
+            entry.awaited = self.cache.awaited(request, entry.chain)
+            if entry.awaited is not None:
+                continue
+            limit = request.limit(self.config.longest)
+            claim = self.cache.claim(request, entry.chain, len(request.prompt), limit, room)
+            if claim is None:
+                return
+            seat = s.sit(request, entry.chain, entry.arrival, limit)
+            self._seats[request.request_id] = seat
+            self.waiting.admit(entry, now)
+            s.note_start(seat, claim.hit, now - entry.since)
+            self.counters.prompt_tokens += len(request.prompt)
+            self.counters.prefix_queries += len(request.prompt)
+            self.counters.prefix_hits += int(s.cached_tokens[seat])
+            self._start(seat, claim, budget)
+            room += claim.room
+
+    def _start(self, seat: int, claim: Claim, budget: _Budget) -> None:
+        self.cache.start(seat, claim)
+        self.prefilling.append(seat)
+        self._take_chunk(seat, budget)
+
+    # ---- leaving
+
+    def _leave(self, seat: int, forget: bool = False) -> None:
+        del self._seats[int(self.sequences.request_id[seat])]
+        self.cache.give_back(seat, forget)
+        self.sequences.leave(seat)
+
+    def _forget_vacant(self) -> None:
+        taken = self.sequences.request_id
+        self.decoding = self.decoding[taken[self.decoding] >= 0]
+        self.prefilling = [seat for seat in self.prefilling if taken[seat] >= 0]
+        self.preempted = [seat for seat in self.preempted if taken[seat] >= 0]

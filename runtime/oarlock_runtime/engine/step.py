@@ -1,0 +1,172 @@
+"""From what a step shall compute to the arrays of its plan. Engine process.
+
+Rows come in the order: decoding sequences, one token each, then the chunks of prompts.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from oarlock_runtime.engine.plan import BLOCK_TOKENS, Float32s, Int32s, StepPlan
+from oarlock_runtime.engine.sequences import NEEDS_BIAS, NEEDS_HISTORY, NEEDS_LOGPROBS, Seats, Sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens start .. start + count of one sequence, to be computed in this step.
+
+    The rows of the last `scored` positions before the prompt's end report the log-probability of the token that follows
+    them; `draws`: the last row draws the next token.
+    """
+
+    seat: int
+    start: int
+    count: int
+    score_from: int
+    scored: int
+    draws: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Rows of a result that hold prompt log-probabilities."""
+
+    seat: int
+    request_id: int
+    first_token: int  # index in the prompt of the first row's target
+    rows: slice
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A plan, and what is needed to understand its result when it comes."""
+
+    plan: StepPlan
+    draw_rows: npt.NDArray[np.intp]  # [D] rows that draw a token
+    draw_seats: Seats  # [D]
+    request_ids: npt.NDArray[np.int64]  # [D] who sat there: a seat may have changed hands when the result comes
+    scores: list[Scores]
+
+
+def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk]) -> Step:
+    """`decoding` sequences compute their last token; all blocks are in the tables."""
+    s = sequences
+    ones = len(decoding)
+    positions: Int32s = s.computed[decoding]
+    token_ids: Int32s = s.last_token[decoding]
+    blocks: Int32s = s.block_tables[decoding, positions // BLOCK_TOKENS]
+    query_starts = np.arange(ones + len(chunks) + 1, dtype=np.int32)
+    context_lens: Int32s = positions + np.int32(1)
+    row_seats, draw_rows, draw_seats = decoding, np.arange(ones), decoding
+    sample_rows: Int32s = query_starts[:ones]
+    targets: Int32s | None = None
+    scores: list[Scores] = []
+    seats = decoding
+    if chunks:
+        seats = np.concatenate((decoding, np.array([c.seat for c in chunks], np.intp)))
+        ends = [c.start + c.count for c in chunks]
+        query_starts[ones + 1 :] = ones + np.cumsum([c.count for c in chunks])
+        context_lens = np.concatenate((context_lens, np.array(ends, np.int32)))
+        spans = [np.arange(c.start, end, dtype=np.int32) for c, end in zip(chunks, ends, strict=True)]
+        tables = zip(chunks, spans, strict=True)
+        blocks = np.concatenate((blocks, *(s.block_tables[c.seat, span // BLOCK_TOKENS] for c, span in tables)))
+        token_ids = np.concatenate(
+            (token_ids, *(s.tokens[c.seat, c.start : end] for c, end in zip(chunks, ends, strict=True)))
+        )
+        positions = np.concatenate((positions, *spans))
+        rows = _Rows(s, chunks, query_starts[ones:], ones)
+        row_seats = np.concatenate((decoding, rows.seats))
+        draw_rows = np.concatenate((draw_rows, rows.draws))
+        draw_seats = row_seats[draw_rows]
+        sample_rows = np.concatenate((sample_rows, rows.tokens))
+        scores = rows.scores
+        if scores:
+            targets = np.concatenate((np.full(ones, -1, np.int32), rows.targets))
+
+    draws = s.length[row_seats] - s.prompt_length[row_seats]
+    floats = s.floats.take(row_seats, axis=1)
+    plan = StepPlan(
+        token_ids=token_ids,
+        positions=positions,
+        slots=blocks * np.int32(BLOCK_TOKENS) + positions % BLOCK_TOKENS,
+        query_starts=query_starts,
+        context_lens=context_lens,
+        block_tables=s.block_tables[seats, : -(-int(context_lens.max()) // BLOCK_TOKENS)],
+        sample_rows=sample_rows,
+        temperature=floats[0],
+        top_p=floats[1],
+        min_p=floats[2],
+        top_k=s.top_k[row_seats],
+        seed=s.seed[row_seats],
+        draw=draws,
+        target=targets,
+    )
+    _add_optional_groups(plan, s, row_seats, draw_rows, draw_seats, floats)
+    return Step(plan, draw_rows, draw_seats, s.request_id[draw_seats], scores)
+
+
+class _Rows:
+    """The rows of logits that chunks ask for, after `before` rows of decoding sequences."""
+
+    def __init__(self, s: Sequences, chunks: list[Chunk], starts: Int32s, before: int) -> None:
+        tokens, seats, draws, targets = [], [], [], []
+        self.scores: list[Scores] = []
+        row = before
+        for chunk, start in zip(chunks, starts.tolist(), strict=False):
+            if chunk.scored:
+                first = start + chunk.score_from - chunk.start
+                tokens.append(np.arange(first, first + chunk.scored, dtype=np.int32))
+                target = chunk.score_from + 1
+                targets.append(s.tokens[chunk.seat, target : target + chunk.scored])
+                seats += [chunk.seat] * chunk.scored
+                rows = slice(row, row + chunk.scored)
+                self.scores.append(Scores(chunk.seat, int(s.request_id[chunk.seat]), target, rows))
+                row += chunk.scored
+            if chunk.draws:
+                tokens.append(np.array([start + chunk.count - 1], np.int32))
+                targets.append(np.array([-1], np.int32))
+                seats.append(chunk.seat)
+                draws.append(row)
+                row += 1
+        nothing = np.zeros(0, np.int32)
+        self.tokens: Int32s = np.concatenate((nothing, *tokens))  # [rows] index among the step's tokens
+        self.targets: Int32s = np.concatenate((nothing, *targets))  # [rows]
+        self.seats: Seats = np.array(seats, np.intp)  # [rows]
+        self.draws = np.array(draws, np.intp)  # the rows that draw
+
+
+def _add_optional_groups(
+    plan: StepPlan, s: Sequences, row_seats: Seats, draw_rows: Seats, draw_seats: Seats, floats: Float32s
+) -> None:
+    """Log-probabilities, penalties and bias, where a sequence of this step needs them."""
+    needs = s.needs[draw_seats]
+    wanted = int(np.bitwise_or.reduce(needs)) if len(needs) else 0
+    rows = len(row_seats)
+    if wanted & NEEDS_LOGPROBS or plan.target is not None:
+        plan.top_logprobs = s.top_logprobs[row_seats]
+    if plan.target is not None and plan.top_logprobs is not None:
+        for row in np.flatnonzero(plan.target >= 0).tolist():
+            plan.top_logprobs[row] = s.request_of(int(row_seats[row])).sampling.prompt_logprobs
+    if wanted & NEEDS_HISTORY:
+        chosen = np.flatnonzero(needs & NEEDS_HISTORY)
+        histories = [s.history[seat] for seat in draw_seats[chosen].tolist()]
+        present = [history for history in histories if history is not None]
+        plan.repetition_penalty, plan.presence_penalty, plan.frequency_penalty = floats[3], floats[4], floats[5]
+        plan.history_starts = _starts(rows, draw_rows[chosen], [len(history.ids) for history in present])
+        plan.history_ids = np.concatenate([history.ids for history in present])
+        plan.history_counts = np.concatenate([history.counts for history in present])
+    if wanted & NEEDS_BIAS:
+        chosen = np.flatnonzero(needs & NEEDS_BIAS)
+        biases = [s.bias_of(seat) for seat in draw_seats[chosen].tolist()]
+        plan.bias_starts = _starts(rows, draw_rows[chosen], [len(ids) for ids, _ in biases])
+        plan.bias_ids = np.concatenate([ids for ids, _ in biases])
+        plan.bias_values = np.concatenate([values for _, values in biases])
+
+
+def _starts(rows: int, chosen: Seats, lengths: Iterable[int]) -> Int32s:
+    """[rows + 1] where each row's part begins, when only the chosen rows have one."""
+    starts = np.zeros(rows + 1, np.int32)
+    starts[chosen + 1] = np.fromiter(lengths, np.int32)
+    return np.cumsum(starts, dtype=np.int32)
