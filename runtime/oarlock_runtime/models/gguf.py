@@ -4,6 +4,7 @@ Used by the engine process and the command line. Other quantized types are conve
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -53,21 +54,22 @@ class GgufFile:
             name = canonical_name(entry.name, GGUF_TENSORS)
             if name is None:
                 raise CheckpointError(f"{self.path}: {entry.name}: {self.family.name} models have no such tensor")
-            refs[name] = self._ref(entry, name)
+            refs[name] = self._ref(entry, name, self._row_order(name))
         return refs
 
-    def _ref(self, entry: TensorEntry, name: str) -> TensorRef:
+    def _row_order(self, name: str) -> Callable[[Array], Array] | None:
+        leaf = name.rpartition(".")[2]
+        if not self.family.gguf_paired_rope or leaf not in ("q", "k", "q_bias", "k_bias"):
+            return None
+        return partial(halves_from_pairs, heads=self.spec.heads if leaf[0] == "q" else self.spec.kv_heads)
+
+    def _ref(self, entry: TensorEntry, name: str, order: Callable[[Array], Array] | None = None) -> TensorRef:
         kind, nbytes, decode = _storage(self.path, entry)
         if entry.offset + nbytes > self._file.size:
             raise CheckpointError(
                 f"{self.path}: {entry.name}: needs {entry.offset + nbytes} bytes, but the file has "
                 f"{self._file.size}; it is truncated"
             )
-        order = None
-        leaf = name.rpartition(".")[2]
-        if self.family.gguf_paired_rope and leaf in ("q", "k", "q_bias", "k_bias"):
-            heads = self.spec.heads if leaf in ("q", "q_bias") else self.spec.kv_heads
-            order = partial(halves_from_pairs, heads=heads)
         return TensorRef(name, entry.name, self._file, entry.offset, nbytes, entry.shape, kind, decode, order)
 
 

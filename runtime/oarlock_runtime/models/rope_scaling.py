@@ -3,8 +3,6 @@
 Scalings whose frequencies depend on the length of the running sequence (dynamic, longrope) are refused by name.
 """
 
-import math
-
 from oarlock_runtime.models.fields import Fields
 from oarlock_runtime.models.spec import RopeSpec
 
@@ -75,7 +73,8 @@ def rope_from_gguf(header: Fields, max_context: int, divisors: tuple[float, ...]
             original_context=header.integer("rope.scaling.original_context_length", max_context),
             beta_fast=header.number("rope.scaling.yarn_beta_fast", 32.0),
             beta_slow=header.number("rope.scaling.yarn_beta_slow", 1.0),
-            attention_factor=header.number("rope.scaling.attn_factor", 1.0) * _magnitude(factor, 1.0),
+            attention_factor=header.number("rope.scaling.attn_factor", 1.0)
+            * RopeSpec.yarn_attention_factor(factor, 1.0),
         )
     raise header.error("rope.scaling.type", f"{kind!r} is not supported; supported are none, linear, yarn")
 
@@ -85,9 +84,7 @@ def _attention_factor(section: Fields, factor: float) -> float:
     if section.has("attention_factor"):
         return section.number("attention_factor")
     if section.has("mscale") and section.has("mscale_all_dim"):
-        return _magnitude(factor, section.number("mscale")) / _magnitude(factor, section.number("mscale_all_dim"))
-    return _magnitude(factor, 1.0)
-
-
-def _magnitude(factor: float, weight: float) -> float:
-    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
+        return RopeSpec.yarn_attention_factor(factor, section.number("mscale")) / RopeSpec.yarn_attention_factor(
+            factor, section.number("mscale_all_dim")
+        )
+    return RopeSpec.yarn_attention_factor(factor, 1.0)

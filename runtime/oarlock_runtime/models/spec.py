@@ -37,6 +37,11 @@ class RopeSpec:
     truncate: bool = True
     divisors: tuple[float, ...] = field(default=(), repr=False)
 
+    @staticmethod
+    def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
+        """Yarn's own attention factor, where a model doesn't give one: attention stays as sharp over more tokens."""
+        return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
+
 
 @dataclass(frozen=True)
 class ModelSpec:

@@ -6,7 +6,7 @@ Runs in the server process, at its start, so it is made to be quick.
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, decoders, normalizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
@@ -25,8 +25,12 @@ END_TEXTS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|
 
 
 def from_gguf(path: Path) -> TokenizerSource:
-    """CheckpointError names the field of the header that is missing or can't be used."""
-    fields = Fields(path, read_header(MappedFile(path)).values)
+    """The tokenizer that a GGUF file carries."""
+    return from_metadata(Fields(path, read_header(MappedFile(path)).values))
+
+
+def from_metadata(fields: Fields) -> TokenizerSource:
+    """The tokenizer of a header's `tokenizer.*` fields; CheckpointError names the one that is missing or unusable."""
     kind = fields.text(PREFIX + "model")
     tokens = string_list(fields, PREFIX + "tokens")
     types = _numbers(fields, PREFIX + "token_type", len(tokens)) or [NORMAL] * len(tokens)
@@ -101,6 +105,10 @@ def piece_backend(tokens: list[str], scores: list[Any], types: list[int], spaced
     backend = Backend(BPE(vocab, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     spaces: list[Any] = [normalizers.Prepend("\u2581")] if spaced else []
     backend.normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", "\u2581")])
+    strip = [decoders.Strip(" ", 1, 0)] if spaced else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     return backend
 
 
@@ -131,6 +139,7 @@ def _byte_level(fields: Fields, tokens: list[str]) -> tuple[Backend, bool]:
     except Exception as error:  # the library raises its base class
         raise CheckpointError(f"{fields.file}: {PREFIX}merges: {error}") from error
     backend.pre_tokenizer = style.split()
+    backend.decoder = decoders.ByteLevel()
     if style.compose:
         backend.normalizer = normalizers.NFC()
     return backend, style.add_bos

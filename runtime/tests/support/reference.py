@@ -1,0 +1,109 @@
+"""The decoder in plain float32 numpy: what every kernel, layer and answer is compared with.
+
+One sequence, whole context, no cache; written to be read. Matrices are (outputs, inputs), so a linear layer is x @ w.T.
+"""
+
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from oarlock_runtime.models.checkpoint import Checkpoint
+from oarlock_runtime.models.spec import ModelSpec, rotary_table
+
+Floats = npt.NDArray[np.float32]
+
+
+class Reference:
+    """A model's forward pass. `weights` maps canonical tensor names to float32 arrays."""
+
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Floats]) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.head = weights["embed" if spec.tied_embeddings else "lm_head"]
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint) -> "Reference":
+        """With the checkpoint's weights, dequantized."""
+        return cls(checkpoint.spec, {name: ref.dequantize() for name, ref in checkpoint.tensors()})
+
+    def forward(self, ids: list[int]) -> Floats:
+        """Logits float32 [tokens, vocab]: row t is what follows ids[: t + 1]."""
+        return self.hidden_states(ids)[-1] @ self.head.T
+
+    def hidden_states(self, ids: list[int]) -> list[Floats]:
+        """The residual stream [tokens, hidden] after the embedding and after every layer, then the final norm's output."""
+        rotary = rotary_table(self.spec, len(ids))
+        residual = self.weights["embed"][ids]
+        states = [residual]
+        for layer in range(self.spec.layers):
+            residual = residual + self._attention(layer, self._norm(residual, f"layers.{layer}.attn_norm"), rotary)
+            residual = residual + self._feed_forward(layer, self._norm(residual, f"layers.{layer}.ffn_norm"))
+            states.append(residual)
+        return [*states, self._norm(residual, "final_norm")]
+
+    def greedy(self, ids: list[int], count: int, stop: tuple[int, ...] = ()) -> list[int]:
+        """The `count` likeliest next tokens, one after the other; fewer when one of `stop` comes."""
+        out: list[int] = []
+        while len(out) < count:
+            last = self.hidden_states(ids + out)[-1][-1]
+            out.append(int(np.argmax(self.head @ last)))
+            if out[-1] in stop:
+                break
+        return out
+
+    def _attention(self, layer: int, x: Floats, rotary: Floats) -> Floats:
+        spec, w = self.spec, self.weights
+        tokens, group = len(x), spec.heads // spec.kv_heads
+        q, k, v = (x @ w[f"layers.{layer}.{name}"].T for name in "qkv")
+        if spec.qkv_bias:
+            q, k, v = (y + w[f"layers.{layer}.{name}_bias"] for name, y in zip("qkv", (q, k, v), strict=True))
+        q = q.reshape(tokens, spec.heads, spec.head_dim)
+        k = k.reshape(tokens, spec.kv_heads, spec.head_dim)
+        v = v.reshape(tokens, spec.kv_heads, spec.head_dim)
+        if spec.qk_norm:
+            q, k = self._norm(q, f"layers.{layer}.q_norm"), self._norm(k, f"layers.{layer}.k_norm")
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        out = np.empty_like(q)
+        unseen = ~visible(tokens, spec.sliding_window)
+        for head in range(spec.heads):
+            scores = q[:, head] @ k[:, head // group].T * np.float32(spec.scale)
+            scores[unseen] = -np.inf
+            out[:, head] = softmax(scores) @ v[:, head // group]
+        return out.reshape(tokens, -1) @ w[f"layers.{layer}.o"].T
+
+    def _feed_forward(self, layer: int, x: Floats) -> Floats:
+        gate = x @ self.weights[f"layers.{layer}.gate"].T
+        up = x @ self.weights[f"layers.{layer}.up"].T
+        return (gate / (1 + np.exp(-gate)) * up) @ self.weights[f"layers.{layer}.down"].T
+
+    def _norm(self, x: Floats, name: str) -> Floats:
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        return x / np.sqrt(mean_square + np.float32(self.spec.norm_epsilon)) * self.weights[name]
+
+
+def rotate(x: Floats, rotary: Floats) -> Floats:
+    """Turns pairs (i, i + head_dim / 2) of x [tokens, heads, head_dim] by their position's angles."""
+    half = x.shape[-1] // 2
+    cos, sin = rotary[:, None, :half], rotary[:, None, half:]
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def visible(tokens: int, window: int) -> npt.NDArray[np.bool_]:
+    """[query, key]: keys up to the query's own, at most `window` of them (0 = all)."""
+    query, key = np.arange(tokens)[:, None], np.arange(tokens)[None, :]
+    return (key <= query) & (query - key < (window or sys.maxsize))
+
+
+def softmax(scores: Floats) -> Floats:
+    """Over the last axis."""
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
