@@ -38,7 +38,7 @@ const char* name_of(WeightFormat format) {
 double tolerance(const PackedWeight& w) {
   bool quantized = w.format == WeightFormat::int8 || w.format == WeightFormat::int4;
   if (w.compute == DType::f32 || !quantized) return 2e-6;
-  return w.kernel->input == Input::tiles ? 2.2e-3 : 4e-6;  // bf16 weights; else the activations' scale adds its own term
+  return w.kernel->input == Input::tiles ? 3.95e-3 : 4e-6;  // bf16 weights; else the activations' scale adds its own term
 }
 
 std::vector<uint8_t> random_source(const Case& c, std::mt19937& random) {
@@ -202,7 +202,6 @@ struct Checker {
     c.gated = random() % 4 == 0;
     c.bias = random() % 2;
     c.float_out = random() % 2;
-    if (c.format != WeightFormat::f32 && c.format != WeightFormat::bf16) c.compute = DType::f32;
     if (c.rows == 300) c.n = std::min<int64_t>(c.n, 48);
     check(c);
   }

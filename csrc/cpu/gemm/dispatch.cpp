@@ -22,10 +22,14 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
       return wide ? kAvx512Bf16 : kAvx2Bf16;
     case WeightFormat::int8:
       if (compute == DType::f32) return wide ? kAvx512Int8F32 : kAvx2Int8F32;
-      throw InvalidArgument("int8 with bf16 activations is not built");
+      if (isa == Isa::amx) return kAmxInt8;
+      if (isa >= Isa::avx512_vnni) return kVnniInt8;
+      return wide ? kAvx512Int8 : kAvx2Int8;
     case WeightFormat::int4:
       if (compute == DType::f32) return wide ? kAvx512Int4F32 : kAvx2Int4F32;
-      throw InvalidArgument("int4 with bf16 activations is not built");
+      if (isa == Isa::amx) return kAmxInt4;
+      if (isa >= Isa::avx512_vnni) return kVnniInt4;
+      return wide ? kAvx512Int4 : kAvx2Int4;
     default:
       throw InvalidArgument("weights on the CPU are held in f32, bf16, int8 or int4, not f16 or keep");
   }
@@ -39,9 +43,7 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 
 // Bytes of a prepared row, and of its terms by group.
 int64_t prepared_row(Input input, int64_t k) { return input == Input::f32 ? 4 * k : input == Input::as_is ? 0 : 2 * k; }
-int64_t term_row(Input input, int64_t k) {
-  return input == Input::digits || input == Input::words ? round_up(k / kGroup * 4, 64) : 0;
-}
+int64_t term_row(Input input, int64_t k) { return input == Input::digits || input == Input::words ? term_stride(k) : 0; }
 
 // Panels into pieces: fours, then pairs, then, unless gated, single ones.
 struct Pieces {
@@ -154,7 +156,7 @@ void multiply(ThreadPool& pool, Workspace& workspace, const Tensor& out, const T
 void Workspace::reserve(int64_t max_rows, int64_t max_k, int threads) {
   require(max_rows >= 1 && max_k >= 1 && threads >= 1, "a workspace needs rows, columns and threads of at least 1");
   int64_t padded = round_up(max_rows, 32), columns = round_up(max_k, kGroup);
-  int64_t activations = round_up(padded * (4 * columns + round_up(columns / kGroup * 4, 64) + 4), 4096);
+  int64_t activations = round_up(padded * (4 * columns + term_stride(columns) + 4), 4096);
   // Not from the shared blocks: these pages go when the workspace goes.
   memory_ = std::make_shared<Block>(activations + threads * kScratch);
   activations_ = memory_->take(activations);

@@ -10,6 +10,7 @@ namespace oarlock::cpu {
 namespace {
 
 #include "cpu/gemm/epilogue.inl"
+#include "cpu/gemm/tile_expand.inl"
 
 constexpr int64_t kTile = 1024;  // bytes
 constexpr int kTileK = 32;       // elements of k in a tile
@@ -179,8 +180,35 @@ void bf16_product(const Product& job) {
   _tile_release();
 }
 
+// Weights expanded to bf16 tiles in scratch, a few steps of k at a time for few rows, more for many.
+template <bool kInt4>
+void expanded_product(const Product& job) {
+  configure_tiles(job.rows < 16 ? job.rows : 16);
+  int64_t tiles = job.x->k / kTileK, chunk = job.rows <= 16 ? 4 : 16;
+  Strip s = first_strip(job);
+  s.panel = chunk * kTile;
+  for (int64_t first = 0; first < tiles; first += chunk) {
+    Strip part = s;
+    part.x += first * kTile;
+    part.w = job.scratch;
+    part.tiles = tiles - first < chunk ? tiles - first : chunk;
+    part.fresh = first == 0;
+    for (int64_t tile = 0; tile < part.tiles; ++tile) {
+      for (int panel = 0; panel < job.panels; ++panel) {
+        GroupView view = group_view<kInt4>(job.weights + panel * job.panel_bytes, first + tile);
+        uint8_t* to = job.scratch + panel * s.panel + tile * kTile;
+        kInt4 ? expand_int4(view, to) : expand_int8(view, to);
+      }
+    }
+    tile_chunk(part, job.rows, job.panels);
+  }
+  _tile_release();
+}
+
 }  // namespace
 
+const Kernel kAmxInt8 = {"amx int8", Layout::int8_pairs, Input::tiles, 1 << 20, tile_rows, expanded_product<false>, finish};
+const Kernel kAmxInt4 = {"amx int4", Layout::int4_pairs, Input::tiles, 1 << 20, tile_rows, expanded_product<true>, finish};
 const Kernel kAmxBf16 = {"amx bf16", Layout::bf16, Input::tiles, 1 << 20, tile_rows, bf16_product, finish};
 
 }  // namespace oarlock::cpu

@@ -59,6 +59,9 @@ struct Activations {
   const uint8_t* terms = nullptr;
 };
 
+// Bytes of a row's terms.
+OARLOCK_INLINE int64_t term_stride(int64_t k) { return (k / kGroup * 4 + 63) / 64 * 64; }
+
 // The same, writable, and the source rows.
 struct Prepare {
   Tensor x;

@@ -10,6 +10,7 @@ function(gemm_kernels isa level)
 endfunction()
 gemm_kernels(avx2 avx2 -mf16c)
 gemm_kernels(avx512 avx512 -mf16c -mprefer-vector-width=512)
+gemm_kernels(avx512_vnni avx512 -mavx512vnni -mf16c -mprefer-vector-width=512)
 gemm_kernels(avx512_bf16 avx512_bf16 -mprefer-vector-width=512)
 gemm_kernels(amx amx -mf16c -mprefer-vector-width=512)
 
