@@ -1,0 +1,108 @@
+"""The routes of the API, keys, and errors in OpenAI's shape. One application in each server process.
+
+The endpoints that generate are bare ASGI applications behind FastAPI's router (a streamed token passes no layer that
+could copy it); the small ones are ordinary FastAPI.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from oarlock_runtime.errors import RequestError
+from oarlock_runtime.server.http.exchange import Receive, Scope, Send, send_error
+from oarlock_runtime.server.http.handler import GenerationEndpoint
+from oarlock_runtime.server.http.openapi import describe
+from oarlock_runtime.server.service import Service
+
+
+def build_app(service: Service) -> FastAPI:
+    """The whole API over `service`."""
+    app = FastAPI(title="Oarlock", version=service.version, redoc_url=None)
+    for path, chat in (("/v1/completions", False), ("/v1/chat/completions", True)):
+        app.router.routes.append(Route(path, GenerationEndpoint(service, chat=chat), methods=["POST"]))
+
+    def model_object() -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "id": service.model,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "oarlock",
+        }
+        if service.healthy:
+            told["max_model_len"] = service.limits.max_context
+        return told
+
+    @app.get("/v1/models", summary="The served model")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model_object()]}
+
+    @app.get("/v1/models/{name:path}", summary="One model by its name")
+    async def model(name: str) -> dict[str, Any]:
+        service.model_named(name)
+        return model_object()
+
+    @app.get("/health", summary="200 when calls are served, else 503")
+    async def health() -> dict[str, str]:
+        service.check_open()
+        return {"status": "ok"}
+
+    @app.get("/version", summary="Version of the server")
+    async def told_version() -> dict[str, str]:
+        return {"version": service.version}
+
+    @app.exception_handler(RequestError)
+    async def refused(request: Request, error: RequestError) -> Response:
+        return _SentError(error)
+
+    @app.exception_handler(HTTPException)
+    async def not_routed(request: Request, error: HTTPException) -> Response:
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            told = RequestError("", f"there is no {request.url.path[:200]!r} here", 404, "not_found")
+        elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "")
+            message = f"{request.url.path} takes {allowed}, not {request.method}"
+            return _SentError(RequestError("", message, 405, "method_not_allowed"), [(b"allow", allowed.encode())])
+        else:
+            told = RequestError("", str(error.detail), error.status_code)
+        return _SentError(told)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _SentError(RequestError("", str(error.errors()[0]["msg"])))
+
+    describe(app)
+    app.add_middleware(_Keys, service=service)
+    return app
+
+
+class _SentError(Response):
+    """A RequestError as a response."""
+
+    def __init__(self, error: RequestError, headers: list[tuple[bytes, bytes]] | None = None) -> None:
+        super().__init__(status_code=error.status)
+        self._error = error
+        self._more = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_error(send, self._error, self._more)
+
+
+class _Keys:
+    """Lets only calls with a key through to /v1."""
+
+    def __init__(self, app: Any, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+            try:
+                self._service.check_key(dict(scope["headers"]).get(b"authorization", b""))
+            except RequestError as error:
+                await send_error(send, error)
+                return
+        await self._app(scope, receive, send)

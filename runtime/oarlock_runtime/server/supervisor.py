@@ -1,0 +1,311 @@
+"""The parent of a server's processes (pid 1 in a pod): starts them, tells their health, drains them, ends with them.
+
+It imports neither numpy nor a web framework, loads nothing itself, and restarts nothing: when a child dies, the server
+says which one and why, and ends. Children die with it, even when it is killed.
+
+Order of a life: take the ports → fetch the model, if its address is remote → start the engine and the servers → ready
+→ serve → (SIGTERM) drain → stop. The exit code is 0 after a drain, 1 after a failure, 128 + n when a second signal n
+cut the drain short.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from oarlock_runtime.errors import OarlockError, SettingError
+from oarlock_runtime.server.child import Child
+from oarlock_runtime.server.health import Health, State
+from oarlock_runtime.server.light_http import LightHttp
+from oarlock_runtime.server.metrics import Family, engine_families, merge, page
+from oarlock_runtime.server.ports import listen
+from oarlock_runtime.settings import Settings
+
+_PACKAGE = "oarlock_runtime.server"
+_STOP_SECONDS = 5.0  # for a child that was told to end
+_FAREWELL_SECONDS = 1.0  # for servers to tell their clients that the engine is gone
+_SCRAPE_SECONDS = 1.0
+
+
+class Reporter(Protocol):
+    """Where the supervisor's words go."""
+
+    def line(self, text: str) -> None: ...
+
+    def progress(self, what: str, share: float) -> None: ...
+
+
+class PlainReporter:
+    """Lines on stderr, fit for a pipe: progress at every tenth."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, int] = ("", -1)
+
+    def line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(self, what: str, share: float) -> None:
+        tenth = (what, int(share * 10))
+        if tenth != self._last:
+            self._last = tenth
+            self.line(f"{what} {share:.0%}")
+
+
+def main(settings: Settings, reporter: Reporter | None = None) -> int:
+    """Serves until told to stop; returns the exit code. SettingError before anything is started."""
+    started = time.monotonic()
+    if not settings.model:
+        raise SettingError("no model is given: say `--model PATH`, or set MODEL_DIR")
+    reporter = reporter or PlainReporter()
+    reporter.line("configuration (name, value, source):")
+    for line in settings.effective():
+        reporter.line("  " + line)
+    health = listen(settings, "health_port")[0]
+    metrics = listen(settings, "metrics_port")[0]
+    api = listen(settings, "port", settings.server_processes)
+    made = None if settings.run_dir else tempfile.mkdtemp(prefix="oarlock-")
+    run_dir = made or settings.run_dir
+    os.makedirs(run_dir, mode=0o700, exist_ok=True)
+    try:
+        return asyncio.run(_Supervisor(replace(settings, run_dir=run_dir), reporter, started).run(health, metrics, api))
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+class _FailedError(OarlockError):
+    """The server can't go on."""
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, reporter: Reporter, started: float) -> None:
+        self._settings = settings
+        self._report = reporter
+        self._started = started
+        self._health = Health(settings)
+        self._children: list[Child] = []
+        self._signals = 0
+        self._last_signal = 0
+        self._changed = asyncio.Event()  # a child told something or ended, or a signal came
+        self._idle: set[Child] = set()
+        self._scrapes: dict[int, _Scrape] = {}
+        self._last_scrape = 0
+
+    async def run(self, health: socket.socket, metrics: socket.socket, api: list[socket.socket]) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        pages = [LightHttp(self._health.pages()), LightHttp({"/metrics": self._metrics})]
+        await pages[0].start(health)
+        await pages[1].start(metrics)
+        code = 1
+        try:
+            code = await self._live(api)
+        except _FailedError as error:
+            self._health.state = State.FAILED
+            self._report.line(f"oarlock: {error}")
+            for child in self._children:
+                child.control.send("failed", reason=str(error))
+            await self._wait(lambda: not self._alive("server"), _FAREWELL_SECONDS)
+        finally:
+            await self._end_all()
+            for one in pages:
+                one.close()
+        return code
+
+    async def _live(self, api: list[socket.socket]) -> int:
+        deadline = self._started + self._settings.start_timeout
+        settings = await self._fetched(deadline)
+        first = {"settings": settings.to_json()}
+        self._start("engine", "engine_process", first)
+        for index, listener in enumerate(api):
+            name = "server" if len(api) == 1 else f"server-{index}"
+            self._start(name, "server_process", {**first, "listener": listener.fileno(), "name": name}, listener)
+            listener.close()  # so that the port closes with the servers
+        await self._wait(lambda: all(child.ready for child in self._children), deadline - time.monotonic())
+        if not self._signals:
+            if not all(child.ready for child in self._children):
+                late = ", ".join(child.name for child in self._children if not child.ready)
+                raise _FailedError(f"not ready after {self._settings.start_timeout:g} s: {late}")
+            self._health.serve(self._children)
+            self._announce(settings)
+            await self._wait(lambda: False, None)
+        return await self._drain()
+
+    def _announce(self, settings: Settings) -> None:
+        facts = self._children[0].facts
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self._report.line(
+            f"weights {facts['weight_bytes'] / 1e6:.0f} MB, KV cache {facts['kv_bytes'] / 1e6:.0f} MB "
+            f"({facts['blocks']} blocks of 64 tokens), context {facts['max_context']} tokens"
+        )
+        self._report.line(
+            f"Oarlock is ready: http://{host}:{settings.port}/v1 (model {settings.model_name}) "
+            f"in {time.monotonic() - self._started:.1f} s"
+        )
+
+    async def _fetched(self, deadline: float) -> Settings:
+        """The settings with the model on this machine."""
+        if "://" not in self._settings.model:
+            return self._settings
+        child = self._start("download", "fetch_process", {"settings": self._settings.to_json()})
+        await self._wait(lambda: child.exit_status == 0, deadline - time.monotonic(), ends_well=child)
+        self._children.remove(child)
+        path = child.facts.get("path")
+        if path is None:
+            if self._signals:
+                return self._settings
+            raise _FailedError(f"the model was not there after {self._settings.start_timeout:g} s")
+        return replace(self._settings, model=path, served_model_name=self._settings.model_name)
+
+    def _start(self, name: str, module: str, first: dict[str, Any], listener: socket.socket | None = None) -> Child:
+        environ = dict(os.environ)
+        if self._settings.cpu_isa != "auto":
+            environ["OARLOCK_CPU_ISA"] = self._settings.cpu_isa
+        child = Child(
+            name,
+            f"{_PACKAGE}.{module}",
+            first,
+            on_message=self._on_message,
+            on_line=lambda child, line: self._report.line(f"{child.name}: {line}"),
+            environ=environ,
+            inherited=() if listener is None else (listener.fileno(),),
+        )
+        self._children.append(child)
+        return child
+
+    def _alive(self, prefix: str = "") -> list[Child]:
+        return [child for child in self._children if child.exit_status is None and child.name.startswith(prefix)]
+
+    def _on_message(self, child: Child, message: dict[str, Any]) -> None:
+        match message["kind"]:
+            case "loading":
+                self._report.progress(message["what"], message["share"])
+                return
+            case "idle":
+                self._idle.add(child)
+            case "metrics":
+                scrape = self._scrapes.get(message["number"])
+                if scrape is not None:
+                    scrape.add(message["families"])
+                return
+            case "beat":
+                return
+        self._changed.set()
+
+    def _on_signal(self, number: int) -> None:
+        self._signals += 1
+        self._last_signal = number
+        self._health.state = State.DRAINING
+        self._changed.set()
+        if self._signals > 1:
+            for child in self._children:
+                child.kill()
+
+    def _reap(self) -> None:
+        """Takes leave of children that ended; as pid 1 also of strangers that were left to us."""
+        by_pid = {child.pid: child for child in self._children}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid in by_pid:
+                by_pid[pid].reaped(status)
+        self._changed.set()
+
+    async def _wait(self, done: Callable[[], bool], seconds: float | None, ends_well: Child | None = None) -> None:
+        """Returns when `done`, after `seconds`, or on a signal. Raises _FailedError when a child ends."""
+        signals = self._signals
+        failing = self._health.state is State.FAILED
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds is None else max(seconds, 0)):
+                while not done() and (failing or self._signals == signals):
+                    self._changed.clear()
+                    await self._changed.wait()
+                    if not failing and self._signals < 2:
+                        self._check(ends_well)
+
+    def _check(self, ends_well: Child | None) -> None:
+        for child in self._children:
+            if child.exit_status is not None and not (child is ends_well and child.exit_status == 0):
+                said = "".join(f"\n  {child.name}: {line}" for line in child.tail)
+                raise _FailedError(child.reason() + (f"; its last words:{said}" if said and not child.error else ""))
+
+    async def _drain(self) -> int:
+        """Lets running calls finish, then ends everything."""
+        seconds = self._settings.drain_seconds
+        if self._signals < 2:
+            self._report.line(f"stopping: running requests have {seconds:g} s to finish")
+            servers = self._alive("server")
+            for child in servers:
+                child.control.send("drain")
+            await self._wait(lambda: all(child in self._idle or not child.ready for child in servers), seconds)
+            left = sum(1 for child in servers if child.ready and child not in self._idle)
+            if self._signals < 2 and left:
+                self._report.line("the drain time is over; the remaining requests are ended")
+        if self._signals > 1:
+            self._report.line("stopped at once by a second signal")
+            return 128 + self._last_signal
+        self._report.line("stopped")
+        return 0
+
+    async def _end_all(self) -> None:
+        """Servers first (they tell their clients), then the engine; whoever doesn't leave is killed."""
+        self._health.state = State.FAILED if self._health.state is State.FAILED else State.DRAINING
+        for prefix in ("server", ""):
+            leaving = self._alive(prefix)
+            for child in leaving:
+                child.control.send("stop")
+            waits = [asyncio.ensure_future(child.ended.wait()) for child in leaving]
+            if waits and self._signals < 2:
+                await asyncio.wait(waits, timeout=_STOP_SECONDS)
+            for child in leaving:
+                child.kill()
+            if waits:
+                await asyncio.wait(waits, timeout=_STOP_SECONDS)
+            for wait in waits:
+                wait.cancel()
+
+    async def _metrics(self) -> tuple[int, str, bytes]:
+        servers = [child for child in self._alive("server") if child.ready]
+        self._last_scrape += 1
+        number = self._last_scrape
+        scrape = self._scrapes[number] = _Scrape(len(servers))
+        for child in servers:
+            child.control.send("scrape", number=number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SCRAPE_SECONDS):
+                await scrape.complete.wait()
+        del self._scrapes[number]
+        parts = scrape.parts
+        parts += [engine_families(child.stats, child.facts) for child in self._alive("engine") if child.stats]
+        parts.append(self._health.families(self._children))
+        return 200, "text/plain; version=0.0.4; charset=utf-8", page(merge(parts)).encode()
+
+
+class _Scrape:
+    """What the servers told for one call of /metrics."""
+
+    def __init__(self, servers: int) -> None:
+        self.parts: list[list[Family]] = []
+        self.complete = asyncio.Event()
+        self._servers = servers
+        if not servers:
+            self.complete.set()
+
+    def add(self, families: list[Family]) -> None:
+        self.parts.append(families)
+        if len(self.parts) == self._servers:
+            self.complete.set()
