@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/isa.h"
+#include "base/ops.h"
 #include "base/threads.h"
 #include "bindings/executor.h"
 #include "cpu/gemm/machine.h"

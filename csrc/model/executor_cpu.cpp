@@ -1,4 +1,6 @@
 // The CPU executor: host memory is device memory, and a step has run when submit returns.
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -46,7 +48,17 @@ class CpuExecutor : public Executor {
 
 std::unique_ptr<Executor> make_cpu_executor(const ModelConfig& config, const Limits& limits, const float* rotary, DType dtype,
                                             int threads) {
-  return std::make_unique<CpuExecutor>(cpu::make_ops(dtype, threads, config, limits), config, limits, rotary);
+  cpu::OpsLimits ops;
+  ops.max_tokens = limits.max_tokens;
+  ops.max_sequences = limits.max_sequences;
+  ops.max_rows = limits.logit_rows();
+  ops.max_context = limits.max_context;
+  ops.heads = config.heads;
+  ops.kv_heads = config.kv_heads;
+  ops.head_dim = config.head_dim;
+  ops.vocab = config.vocab;
+  ops.max_k = std::max({config.hidden, config.ffn, config.heads * config.head_dim});
+  return std::make_unique<CpuExecutor>(cpu::make_ops(dtype, threads, ops), config, limits, rotary);
 }
 
 }  // namespace oarlock
