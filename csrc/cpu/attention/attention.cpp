@@ -108,8 +108,8 @@ struct Step {
 
   Partial split_partial(const AttentionPiece& piece, int partition) const {
     const AttentionSplit& split = plan.splits[size_t(piece.split)];
-    float* at = partials + split.partials +
-                (partition - split.begin) * AttentionPlan::partial_floats(piece.rows, shape.head_dim);
+    float* at =
+        partials + split.partials + (partition - split.begin) * AttentionPlan::partial_floats(piece.rows, shape.head_dim);
     return {at, at + piece.rows, at + (piece.rows * 2 + 15) / 16 * 16};
   }
 
@@ -173,9 +173,8 @@ void Attention::attention(Tensor out, Tensor qkv, const AttentionShape& shape, K
           "attention: qkv and out must both be bf16 or both float32");
   plan_->divide(shape, batch);
   const Step step{kernel_for(isa_, qkv.dtype), out, qkv, shape, cache, batch, *plan_, scratch_->partials};
-  pool_.for_each(plan_->pieces_used, [&](int64_t piece, int thread) {
-    step.run(plan_->pieces[size_t(piece)], scratch_->threads[size_t(thread)]);
-  });
+  pool_.for_each(plan_->pieces_used,
+                 [&](int64_t piece, int thread) { step.run(plan_->pieces[size_t(piece)], scratch_->threads[size_t(thread)]); });
 }
 
 }  // namespace oarlock::cpu

@@ -38,8 +38,7 @@ struct FloatProduct {
                     bool accumulate) {
     F sums[kRows][kWide];
     for (int r = 0; r < kRows; ++r)
-      for (int w = 0; w < kWide; ++w)
-        sums[r][w] = accumulate ? V::load(c + r * c_stride + column + w * V::kLanes) : V::zero();
+      for (int w = 0; w < kWide; ++w) sums[r][w] = accumulate ? V::load(c + r * c_stride + column + w * V::kLanes) : V::zero();
     for (int pair = 0; pair < pairs; ++pair) {
       F first[kWide], second[kWide];
       for (int w = 0; w < kWide; ++w) load_two(b, b_stride, pair, column + w * V::kLanes, first[w], second[w]);

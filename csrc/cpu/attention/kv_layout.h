@@ -7,7 +7,8 @@
 //            values [64 tokens][D]
 // Writing the first token of a block zeroes the values of the tokens after it, so that a masked token's value is always
 // finite: its probability is exactly 0, and 0 * NaN of the block's former owner would be NaN. Keys need no such care,
-// because masked scores are replaced, not computed with.
+// because masked scores are replaced, not computed with. So tokens of a block are written in order, and a token that is
+// written again takes those after it in its block with it (but the last: token 63 harms none).
 #pragma once
 
 #include <cstdint>

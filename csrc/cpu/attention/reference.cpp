@@ -31,8 +31,8 @@ void attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cach
           double score = 0;
           for (int i = 0; i < head_dim; ++i) {
             int64_t at = block_start(key) + key_element(qkv.dtype, key % kBlockTokens, i);
-            score += double(get(qkv.data, qkv.dtype, t * qkv.stride + head * head_dim + i)) *
-                     double(get(cache.keys, qkv.dtype, at));
+            score +=
+                double(get(qkv.data, qkv.dtype, t * qkv.stride + head * head_dim + i)) * double(get(cache.keys, qkv.dtype, at));
           }
           weights.push_back(score * double(shape.scale));
           largest = std::max(largest, weights.back());

@@ -27,10 +27,10 @@ struct Partial {
 struct AttentionTile {
   int rows;
   int head_dim;
-  float scale_log2;                // multiplies scores; includes log2(e)
-  const void* query[kTileRows];    // each row's head_dim elements
-  void* out[kTileRows];            // where each row's result goes
-  int32_t low[kTileRows];          // row r sees keys [low, high)
+  float scale_log2;              // multiplies scores; includes log2(e)
+  const void* query[kTileRows];  // each row's head_dim elements
+  void* out[kTileRows];          // where each row's result goes
+  int32_t low[kTileRows];        // row r sees keys [low, high)
   int32_t high[kTileRows];
 };
 

@@ -34,8 +34,8 @@ Rope::Rope(ThreadPool& pool, Isa isa) : pool_(pool), isa_(isa) {}
 void Rope::rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
                           const float* rotary, KvLayer cache, const Batch& batch) const {
   require(qkv.dtype == DType::bf16 || qkv.dtype == DType::f32, "rope: qkv must be bf16 or float32");
-  require(shape.head_dim % 16 == 0 && shape.head_dim <= kMaxHeadDim,
-          "rope: head_dim must be a multiple of 16 up to 256, not ", shape.head_dim);
+  require(shape.head_dim % 16 == 0 && shape.head_dim <= kMaxHeadDim, "rope: head_dim must be a multiple of 16 up to 256, not ",
+          shape.head_dim);
   const bool wide = isa_ >= Isa::avx512 && shape.head_dim % 32 == 0;
   const RopeKernel kernel = wide ? avx512::rope_token : avx2::rope_token;
   const int64_t element = size_of(qkv.dtype);
