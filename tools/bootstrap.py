@@ -1,8 +1,8 @@
 """From a fresh clone to something that runs: `python3 tools/bootstrap.py setup|run|test|check|bench`.
 
-The Makefile calls it. It uses the standard library alone and must load in an old Python, so that it can say which one is needed. Each step leaves
-a stamp in .venv made from what the step depends on; a step whose stamp still fits is not taken again. pip does every
-download, with the user's own pip configuration.
+The Makefile calls it. It uses the standard library alone and must load in an old Python, so that it can say which one
+is needed. Each step leaves a stamp in .venv made from what the step depends on; a step whose stamp still fits is not
+taken again. pip does every download, with the user's own pip configuration.
 """
 
 import hashlib

