@@ -39,7 +39,7 @@ class Control:
         return True
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message; None once the other end is closed. At the supervisor's end BlockingIOError if there is none."""
+        """The next message; None once the other end is closed. BlockingIOError: none is there (supervisor's end)."""
         try:
             data = self.socket.recv(MAX_MESSAGE)
         except ConnectionError:

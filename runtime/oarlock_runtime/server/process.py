@@ -50,7 +50,7 @@ def die_with(parent: int) -> None:
 
 
 def run(main: Callable[[Control, Settings, dict[str, Any]], None]) -> None:
-    """The frame of a process, `python -m MODULE CONTROL_FD PARENT_PID`: calls main(control, settings, first message)."""
+    """The frame of `python -m MODULE CONTROL_FD PARENT_PID`: calls main(control, settings, first message)."""
     die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
     control = Control(socket.socket(fileno=int(sys.argv[1])))

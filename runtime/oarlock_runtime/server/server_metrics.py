@@ -15,7 +15,7 @@ class ServerMetrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._requests = Counter(
             "oarlock_requests",
-            "API calls by endpoint and outcome: ok, an HTTP status, abort (the client left), slow_reader.",
+            "API calls by endpoint and outcome: an HTTP status, client_gone or slow_reader.",
             ["endpoint", "outcome"],
             registry=self._registry,
         )
@@ -41,20 +41,18 @@ class ServerMetrics:
         """An API call ended."""
         self._requests.labels(endpoint, outcome).inc()
 
-    def first_token(self, seconds: float | None, queue_seconds: float | None) -> None:
-        """The first token of a call is there; `seconds` None when it isn't streamed."""
-        if seconds is not None:
-            self._first.observe(seconds)
-        if queue_seconds is not None:
-            self._queue.observe(queue_seconds)
+    def first_token(self, seconds: float) -> None:
+        """The first token of a streamed call is there."""
+        self._first.observe(seconds)
 
     def token_time(self, first: float, last: float, tokens: int) -> None:
         """A streamed answer whose longest choice has `tokens` tokens went from `first` to `last` (seconds)."""
         if tokens > 1:
             self._token.observe((last - first) / (tokens - 1))
 
-    def finished(self, reasons: list[str], tokens: int, seconds: float) -> None:
+    def finished(self, reasons: list[str], tokens: int, seconds: float, queue_seconds: float) -> None:
         """A call was answered in full."""
+        self._queue.observe(queue_seconds)
         for reason in reasons:
             self._finished.labels(reason).inc()
         self._total.observe(seconds)

@@ -1,4 +1,4 @@
-"""What the endpoints of one server process share: tokenizer, limits, the dispatcher, and whether it serves."""
+"""What the endpoints of one server process share: tokenizer, limits, the engine, its calls, and whether it serves."""
 
 import hashlib
 import hmac
@@ -7,9 +7,10 @@ from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 
 from oarlock_runtime.errors import RequestError
+from oarlock_runtime.ipc.client import EngineClient
 from oarlock_runtime.ipc.messages import EngineReady
 from oarlock_runtime.models.tokenizer import Tokenizer
-from oarlock_runtime.server.dispatcher import Dispatcher
+from oarlock_runtime.server.calls import Calls
 from oarlock_runtime.server.http.generation import Limits
 from oarlock_runtime.server.server_metrics import ServerMetrics
 from oarlock_runtime.settings import Settings
@@ -42,15 +43,17 @@ class Service:
     tokenizer: Tokenizer
     limits: Limits
 
-    def __init__(self, settings: Settings, dispatcher: Dispatcher, metrics: ServerMetrics) -> None:
+    def __init__(self, settings: Settings, client: EngineClient) -> None:
         self.settings = settings
-        self.dispatcher = dispatcher
-        self.metrics = metrics
+        self.client = client
+        self.calls = Calls(
+            slow_reader_seconds=settings.slow_reader_seconds, slow_reader_tokens=settings.slow_reader_tokens
+        )
+        self.metrics = ServerMetrics()
         self.version = package_version()
         self.model = settings.model_name
         self.created = int(time.time())
         self.state = State.LOADING
-        self.last_beat = 0.0  # of the engine, by time.monotonic()
         facts = (self.version, settings.model, settings.dtype, settings.quantization, settings.device)
         self.fingerprint = "fp_" + hashlib.sha256("\0".join(facts).encode()).hexdigest()[:10]
         self._keys = [key.strip().encode() for key in settings.api_key.split(",") if key.strip()]
@@ -64,8 +67,8 @@ class Service:
             max_output_tokens=self.settings.max_output_tokens,
             max_n=self.settings.max_n,
             max_prompts=self.settings.max_prompts,
+            end_ids=tokenizer.eos_ids,
         )
-        self.last_beat = time.monotonic()
         if self.state is State.LOADING:
             self.state = State.SERVING
 
@@ -73,7 +76,7 @@ class Service:
         """No more calls from now on; FAILED also ends those that run."""
         self.state = state
         if state is State.FAILED:
-            self.dispatcher.fail_all(self._closed())
+            self.calls.fail_all(self._closed())
 
     @property
     def healthy(self) -> bool:
@@ -82,7 +85,7 @@ class Service:
 
     @property
     def _silent(self) -> bool:
-        return time.monotonic() - self.last_beat > self.settings.heartbeat_seconds
+        return self.client.heartbeat_age > self.settings.heartbeat_seconds
 
     def check_open(self) -> None:
         """Raises RequestError 503 unless calls are served now."""

@@ -249,7 +249,7 @@ class _Supervisor:
         if self._signals < 2:
             self._report.line(f"stopping: running requests have {seconds:g} s to finish")
             servers = self._alive("server")
-            for child in servers:
+            for child in self._alive():
                 child.control.send("drain")
             await self._wait(lambda: all(child in self._idle or not child.ready for child in servers), seconds)
             left = sum(1 for child in servers if child.ready and child not in self._idle)

@@ -1,38 +1,41 @@
-"""All choices of one answer: takes tokens as they come, gives chunks of a stream or the whole. Runs in the servers."""
+"""All choices of one answer: takes what the engine sends, gives events of a stream or the whole. Runs in servers."""
 
 from typing import Any
 
-import numpy as np
-
-from oarlock_runtime.ipc.messages import PromptScores
+from oarlock_runtime.engine.request import Finish
+from oarlock_runtime.errors import RequestError
+from oarlock_runtime.ipc.stream import Chunk
 from oarlock_runtime.models.tokenizer import Tokenizer
-from oarlock_runtime.server.http.choice import Alternatives, Choice
+from oarlock_runtime.server.http.choice import Choice
 from oarlock_runtime.server.http.generation import Generation
 from oarlock_runtime.server.http.logprobs import TokenScore, chat_logprobs, completion_logprobs
 from oarlock_runtime.server.http.replies import Replies, usage_object
 
 
 class Answer:
-    """The choices of one call; `complete` once all have ended."""
+    """The choices of one call; `complete` once all have ended. Without `replies` it is collected, not streamed."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, replies: Replies | None) -> None:
         self._generation = generation
         self._tokenizer = tokenizer
+        self._replies = replies
         self._choices = [
-            Choice(index, tokenizer.stream(), generation.stop, params.min_tokens)
-            for index, params in enumerate(generation.sampling)
+            Choice(tokenizer.stream(), generation.stop, params.min_tokens) for params in generation.sampling
         ]
         self._texts: list[list[str]] = [[] for _ in self._choices]
         self._scores: list[list[TokenScore]] = [[] for _ in self._choices]
+        self._cached: dict[int, int] = {}  # prompt tokens found in the prefix cache, by choice
         self._opened = [False] * len(self._choices)
         self._left = len(self._choices)
+        self.queue_seconds = 0.0  # of the choice that waited longest
 
     @property
     def complete(self) -> bool:
         return self._left == 0
 
     @property
-    def completion_tokens(self) -> int:
+    def tokens(self) -> int:
+        """Tokens generated, over all choices."""
         return sum(choice.count for choice in self._choices)
 
     @property
@@ -41,83 +44,78 @@ class Answer:
         return max(choice.count for choice in self._choices)
 
     def reasons(self) -> list[str]:
+        """Why each choice ended, as OpenAI calls it."""
         return [choice.reason or "" for choice in self._choices]
 
-    def add_prompt_scores(self, arrived: list[tuple[int, PromptScores]]) -> None:
-        """Scores of prompt tokens, which an echo shows before the choice's own."""
-        for index, scores in arrived:
-            prompt = self._generation.prompts[index // self._generation.n]
-            own = np.frombuffer(scores.logprobs, np.float32).tolist()
-            top_ids = np.frombuffer(scores.top_ids, np.int32).reshape(len(own), scores.width)
-            tops = np.frombuffer(scores.top_logprobs, np.float32).reshape(len(own), scores.width)
-            shown = self._generation.logprobs
-            for row, logprob in enumerate(own):
-                token = prompt[scores.start + row]
-                alternatives = (top_ids[row, :shown].tolist(), tops[row, :shown].tolist())
-                self._scores[index].append(TokenScore(token, logprob, *alternatives, offset=0))
+    def push(self, index: int, chunk: Chunk, out: list[bytes]) -> bool:
+        """Takes a chunk of choice `index` and appends the events that it makes; whether a stop string ended the choice.
 
-    def push(
-        self,
-        index: int,
-        token: int,
-        finish: int,
-        scores: Alternatives | None,
-        chunks: list[bytes],
-        replies: Replies | None,
-    ) -> bool:
-        """Takes a token of choice `index`, appends the chunks that it makes; whether a stop string ended the choice."""
-        choice = self._choices[index]
+        RequestError when the engine ended the request for another reason than the model's.
+        """
+        choice, replies = self._choices[index], self._replies
         if choice.reason is not None:
             return False  # stopped by a string; the engine had already computed more
-        shown = self._generation.logprobs
-        wanted = None if scores is None or shown < 0 else (scores[0], scores[1][:shown], scores[2][:shown])
-        text = choice.push(token, finish, wanted)
-        if not self._opened[index]:
+        if chunk.finish >= Finish.ABORT:
+            raise _ended_badly(chunk)
+        if chunk.cached_tokens >= 0:
+            self._cached[index] = chunk.cached_tokens
+            self.queue_seconds = max(self.queue_seconds, chunk.queue_seconds)
+        scored = self._generation.logprobs >= 0
+        if scored and chunk.prompt_logprobs:
+            self._add_prompt_scores(index, chunk)
+        text = choice.push(chunk)
+        if not self._opened[index] and (chunk.token_ids or chunk.finish):
             self._opened[index] = True
-            text = self._open(index, text, chunks, replies)
-        if choice.reason is not None:
-            self._left -= 1
-        if shown >= 0:
+            text = self._open(index, text, out)
+        if scored:
             self._scores[index] += self._placed(index, choice)
         if replies is None:
             self._texts[index].append(text)
-            return choice.cut
-        told = None
-        if shown >= 0:
-            ready, self._scores[index] = self._scores[index], []
-            told = self._told(ready) if ready else None
-        if text or told is not None:
-            chunks.append(replies.text(index, text, told))
+        else:
+            self._emit(replies, index, text, choice.reason, out)
         if choice.reason is not None:
-            chunks.append(replies.finish(index, choice.reason))
+            self._left -= 1
         return choice.cut
 
-    def _open(self, index: int, text: str, chunks: list[bytes], replies: Replies | None) -> str:
+    def _emit(self, replies: Replies, index: int, text: str, reason: str | None, out: list[bytes]) -> None:
+        told = None
+        if self._scores[index] and self._opened[index]:
+            told = self._told(self._scores[index])
+            self._scores[index] = []
+        if text or told is not None:
+            out.append(replies.text(index, text, told))
+        if reason is not None:
+            out.append(replies.finish(index, reason))
+
+    def _open(self, index: int, text: str, out: list[bytes]) -> str:
         """What comes before a choice's own text: the role of a chat, the echo of a completion."""
         generation = self._generation
-        if generation.chat:
-            if replies is not None:
-                chunks.append(replies.role(index))
-            return text
-        if not generation.echo:
-            return text
-        prompt = generation.prompts[index // generation.n]
-        if generation.logprobs >= 0:
-            scores = self._scores[index]
-            scores.insert(0, TokenScore(prompt[0], None, [], [], offset=0))
-            decoder = self._tokenizer.stream(start=True)
-            offset = 0
-            for score in scores:
-                score.offset = offset
-                offset += len(decoder.push((score.token,)))
-        return generation.echo[index // generation.n] + text
+        if generation.chat and self._replies is not None:
+            out.append(self._replies.role(index))
+        return self._echo(index) + text
+
+    def _echo(self, index: int) -> str:
+        generation = self._generation
+        return generation.echo[index // generation.n] if generation.echo else ""
+
+    def _add_prompt_scores(self, index: int, chunk: Chunk) -> None:
+        """Scores of prompt tokens, which an echo shows before the choice's own; the first token has none."""
+        prompt = self._generation.prompts[index // self._generation.n]
+        scores = self._scores[index]
+        if not scores:
+            scores.append(TokenScore(prompt[0], None, [], 0))
+        decoder = self._tokenizer.stream(start=True)
+        offset = len(decoder.push(prompt[: len(scores)]))
+        for logprob in chunk.prompt_logprobs:
+            token = prompt[len(scores)]
+            scores.append(TokenScore(token, logprob.logprob, logprob.top, offset))
+            offset += len(decoder.push((token,)))
 
     def _placed(self, index: int, choice: Choice) -> list[TokenScore]:
         """The scores whose text is out, their offsets counted from the beginning of the echo."""
         scores = choice.take_scores()
-        if self._generation.echo:
-            for score in scores:
-                score.offset += len(self._generation.echo[index // self._generation.n])
+        for score in scores:
+            score.offset += len(self._echo(index))
         return scores
 
     def _told(self, scores: list[TokenScore]) -> dict[str, Any]:
@@ -133,8 +131,15 @@ class Answer:
             for choice, texts, scores in zip(self._choices, self._texts, self._scores, strict=True)
         ]
 
-    def usage(self, cached: dict[int, int]) -> dict[str, Any]:
-        """`usage`; a prompt counts once, however many choices continue it. `cached`: tokens reused, by choice."""
+    def usage(self) -> dict[str, Any]:
+        """`usage`; a prompt counts once, however many choices continue it."""
         prompts = self._generation.prompts
-        reused = sum(cached.get(index * self._generation.n, 0) for index in range(len(prompts)))
-        return usage_object(sum(map(len, prompts)), self.completion_tokens, reused)
+        reused = sum(self._cached.get(index * self._generation.n, 0) for index in range(len(prompts)))
+        return usage_object(sum(map(len, prompts)), self.tokens, reused)
+
+
+def _ended_badly(chunk: Chunk) -> RequestError:
+    if chunk.finish == Finish.ABORT:
+        return RequestError("", "the server is stopping", 503, "server_stopping", kind="server_error")
+    reason = chunk.error or "the engine failed on this request"
+    return RequestError("", reason, 500, "engine_error", kind="server_error")

@@ -41,6 +41,7 @@ class Limits:
     max_output_tokens: int  # 0 = up to the context
     max_n: int
     max_prompts: int
+    end_ids: tuple[int, ...]  # the tokenizer's end tokens, some of which the model's own configuration may not name
 
 
 @dataclass(slots=True)
@@ -231,8 +232,8 @@ def _sampling(
     if not 1 <= n <= limits.max_n:
         raise RequestError("n", f"n is {n}; it must be from 1 to {limits.max_n}")
     given: dict[str, Any] = {key: value for key in _SAMPLING if (value := getattr(fields, key)) is not None}
-    if fields.stop_token_ids is not None:
-        given["stop_token_ids"] = tuple(fields.stop_token_ids)
+    stops = tuple(fields.stop_token_ids or ())
+    given["stop_token_ids"] = stops if fields.ignore_eos else stops + limits.end_ids
     if wanted is not None and limits.max_output_tokens and wanted > limits.max_output_tokens:
         raise RequestError(name, f"{name} is {wanted}; at most {limits.max_output_tokens} are allowed")
     params = []

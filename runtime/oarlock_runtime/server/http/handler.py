@@ -1,8 +1,7 @@
 """The endpoints that generate: one exchange from its body to its last byte. Runs in the server processes.
 
-Streaming and not, both wait on the dispatcher's Call; what a step brings is written at once, in one piece, and nothing
-is started per token. Whatever ends the exchange (the last token, an error, the client's leaving), `end` tells the
-engine.
+What a step brings is written at once, in one piece, and nothing is started per token. Whatever ends the exchange (the
+last token, an error, the client's leaving), closing its call tells the engine.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import time
 from typing import Any
 
 from oarlock_runtime.errors import RequestError
-from oarlock_runtime.server.dispatcher import Call
+from oarlock_runtime.server.calls import SLOW_READER, Call
 from oarlock_runtime.server.http.answer import Answer
 from oarlock_runtime.server.http.body import parse
 from oarlock_runtime.server.http.exchange import (
@@ -40,21 +39,24 @@ class GenerationEndpoint:
     def __init__(self, service: Service, *, chat: bool) -> None:
         self._service = service
         self._chat = chat
+        self._name = "chat" if chat else "completions"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(self._service, scope, receive, send)
-        outcome = "error"
+        outcome = "500"
         try:
-            outcome = await exchange.run(self._chat)
+            await exchange.run(self._chat)
+            outcome = "200"
         except ClientGoneError:
-            outcome = "abort"
+            outcome = "client_gone"
         except RequestError as error:
             outcome = str(error.status)
             await exchange.tell(error)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if error.args != (SLOW_READER,):
+                raise
             outcome = "slow_reader"
-            _log.warning("dropped a client that took nothing for %.0f s", self._service.settings.slow_reader_seconds)
-            raise
+            _log.warning("dropped a client that did not take its answer in time")
         except Exception:
             _log.exception("a request failed inside the server")
             await exchange.tell(
@@ -62,7 +64,9 @@ class GenerationEndpoint:
             )
         finally:
             exchange.close()
-            self._service.metrics.count("chat" if self._chat else "completion", outcome)
+            self._service.metrics.count(self._name, outcome)
+            if self._service.settings.access_log:
+                _log.info("%s %s %s in %.3f s", scope.get("client"), scope["path"], outcome, exchange.age())
 
 
 class _Exchange:
@@ -76,17 +80,17 @@ class _Exchange:
         self._watcher: asyncio.Task[None] | None = None
         self._streaming = False
 
-    async def run(self, chat: bool) -> str:
-        """Serves the exchange; returns how it ended. Raises RequestError or ClientGoneError."""
+    def age(self) -> float:
+        return time.monotonic() - self._arrived
+
+    async def run(self, chat: bool) -> None:
+        """Serves the exchange to its end. Raises RequestError or ClientGoneError."""
         service, settings = self._service, self._service.settings
         service.check_open()
         body = await read_body(self._scope, self._receive, settings.body_limit, settings.request_timeout)
+        call = self._call = service.calls.open(self._arrived + settings.request_timeout)
         generation, model = await self._prepare(body, chat)
         service.check_open()
-        call = self._call = Call(
-            self._arrived + settings.request_timeout, patient=not generation.stream and not generation.stop
-        )
-        answer = Answer(generation, service.tokenizer)
         replies = Replies(
             chat=chat,
             stream=generation.stream,
@@ -94,22 +98,19 @@ class _Exchange:
             fingerprint=service.fingerprint,
             with_usage=generation.with_usage,
         )
-        service.dispatcher.submit(call, generation.prompts, generation.sampling)
+        answer = Answer(generation, service.tokenizer, replies if generation.stream else None)
         self._watcher = asyncio.create_task(self._watch(call))
+        await call.start(service.client, generation.prompts, generation.sampling)
         if generation.stream:
             await self._stream(call, answer, replies)
         else:
             await self._whole(call, answer, replies)
-        service.metrics.finished(answer.reasons(), answer.completion_tokens, time.monotonic() - self._arrived)
-        return "ok"
+        service.metrics.finished(answer.reasons(), answer.tokens, self.age(), answer.queue_seconds)
 
     async def _prepare(self, body: bytes, chat: bool) -> tuple[Generation, str]:
         service = self._service
-        if chat:
-            fields: Any = parse(body, ChatFields)
-            prepare: Any = prepare_chat
-        else:
-            fields, prepare = parse(body, CompletionFields), prepare_completion
+        fields: Any = parse(body, ChatFields if chat else CompletionFields)
+        prepare: Any = prepare_chat if chat else prepare_completion
         model = service.model_named(fields.model)
         if len(body) < _LONG_BODY:
             return prepare(fields, service.tokenizer, service.limits), model
@@ -119,51 +120,41 @@ class _Exchange:
     async def _watch(self, call: Call) -> None:
         """Ends the call as soon as the client has left."""
         await client_left(self._receive)
-        if self._call is call:
-            self._service.dispatcher.end(call)
-            call.fail(ClientGoneError())
+        call.fail(ClientGoneError())
 
-    async def _take(self, call: Call, answer: Answer, replies: Replies | None) -> list[bytes]:
-        """What the next step brings, as chunks of a stream (none without `replies`)."""
-        events = await call.take()
-        if call.prompt_scores:
-            answer.add_prompt_scores(call.prompt_scores)
-            call.prompt_scores = []
-        chunks: list[bytes] = []
-        for index, token, finish, scores in events:
-            if answer.push(index, token, finish, scores, chunks, replies):
-                self._service.dispatcher.end(call, index)
-        return chunks
+    async def _take(self, call: Call, answer: Answer) -> list[bytes]:
+        """What has come from the engine, as events of a stream (none when the answer is collected)."""
+        out: list[bytes] = []
+        for index, chunk in await call.take():
+            if answer.push(index, chunk, out):
+                call.end(index)
+        return out
 
     async def _stream(self, call: Call, answer: Answer, replies: Replies) -> None:
         first = 0.0
         while not answer.complete:
-            chunks = await self._take(call, answer, replies)
-            if not first:
-                first = time.monotonic()
-                self._service.metrics.first_token(first - self._arrived, call.queue_seconds)
-                self._streaming = True
-                call.sending_since = first
-                await self._send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+            out = await self._take(call, answer)
             if answer.complete:
                 if replies.with_usage:
-                    chunks.append(replies.usage(answer.usage(call.cached_tokens)))
-                chunks.append(DONE)
-            if chunks:
-                call.sending_since = time.monotonic()
-                await self._send(
-                    {"type": "http.response.body", "body": b"".join(chunks), "more_body": not answer.complete}
-                )
-                call.sending_since = 0.0
+                    out.append(replies.usage(answer.usage()))
+                out.append(DONE)
+            if not out:
+                continue
+            call.sending_since = time.monotonic()
+            if not first:
+                first = call.sending_since
+                self._service.metrics.first_token(first - self._arrived)
+                self._streaming = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": EVENTS})
+            await self._send({"type": "http.response.body", "body": b"".join(out), "more_body": not answer.complete})
+            call.sending_since = 0.0
         self._service.metrics.token_time(first, time.monotonic(), answer.longest)
 
     async def _whole(self, call: Call, answer: Answer, replies: Replies) -> None:
         while not answer.complete:
-            await self._take(call, answer, None)
-        self._service.metrics.first_token(None, call.queue_seconds)
-        body = replies.whole(answer.whole(), answer.usage(call.cached_tokens))
+            await self._take(call, answer)
         call.sending_since = time.monotonic()
-        await send_json(self._send, 200, body)
+        await send_json(self._send, 200, replies.whole(answer.whole(), answer.usage()))
 
     async def tell(self, error: RequestError) -> None:
         """Sends an error by whatever way is left."""
@@ -174,7 +165,6 @@ class _Exchange:
 
     def close(self) -> None:
         if self._call is not None:
-            call, self._call = self._call, None
-            self._service.dispatcher.end(call)
+            self._service.calls.close(self._call)
         if self._watcher is not None:
             self._watcher.cancel()

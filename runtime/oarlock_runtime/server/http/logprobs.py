@@ -13,8 +13,7 @@ class TokenScore:
 
     token: int
     logprob: float | None  # None: the first token of a prompt has none
-    top_ids: list[int]
-    top_logprobs: list[float]
+    top: list[tuple[int, float]]
     offset: int
 
 
@@ -25,8 +24,9 @@ def completion_logprobs(scores: list[TokenScore], text_of: Callable[[int], str],
         if score.logprob is None or alternatives == 0:
             tops.append(None)
             continue
-        top = {text_of(i): max(p, FLOOR) for i, p in zip(score.top_ids, score.top_logprobs, strict=True)}
-        top.setdefault(text_of(score.token), max(score.logprob, FLOOR))
+        top: dict[str, float] = {}
+        for token, logprob in [*score.top, (score.token, score.logprob)]:
+            top.setdefault(text_of(token), max(logprob, FLOOR))
         tops.append(top)
     return {
         "tokens": [text_of(score.token) for score in scores],
@@ -41,14 +41,13 @@ def chat_logprobs(scores: list[TokenScore], bytes_of: Callable[[int], bytes]) ->
 
     def told(token: int, logprob: float | None) -> dict[str, Any]:
         raw = bytes_of(token)
-        shown = raw.decode("utf-8", "replace")
-        return {"token": shown, "logprob": max(logprob or 0.0, FLOOR), "bytes": list(raw)}
+        return {
+            "token": raw.decode("utf-8", "replace"),
+            "logprob": max(logprob or 0.0, FLOOR),
+            "bytes": list(raw),
+        }
 
     content = [
-        {
-            **told(score.token, score.logprob),
-            "top_logprobs": [told(i, p) for i, p in zip(score.top_ids, score.top_logprobs, strict=True)],
-        }
-        for score in scores
+        {**told(score.token, score.logprob), "top_logprobs": [told(*other) for other in score.top]} for score in scores
     ]
     return {"content": content, "refusal": None}

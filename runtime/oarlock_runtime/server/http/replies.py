@@ -44,10 +44,11 @@ def usage_object(prompt: int, completion: int, cached: int) -> dict[str, Any]:
 class Replies:
     """The answers to one call. `chat` chooses between the two shapes; `with_usage` is stream_options.include_usage."""
 
-    __slots__ = ("_frames", "_tail", "chat", "head")
+    __slots__ = ("_frames", "_tail", "chat", "head", "with_usage")
 
     def __init__(self, *, chat: bool, stream: bool, model: str, fingerprint: str, with_usage: bool = False) -> None:
         self.chat = chat
+        self.with_usage = with_usage
         kind = ("chat.completion.chunk" if stream else "chat.completion") if chat else "text_completion"
         self.head: dict[str, Any] = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),

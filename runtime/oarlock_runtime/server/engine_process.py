@@ -1,0 +1,153 @@
+"""The process that holds the model: loads it, then runs the engine's loop over the servers' socket.
+
+One thread steps; another waits for the supervisor's words. The heartbeat is sent by the stepping thread, so that it
+stops when the loop does.
+"""
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from oarlock_runtime.engine.config import EngineConfig
+from oarlock_runtime.engine.engine import Engine
+from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor, usable_threads
+from oarlock_runtime.errors import OarlockError, RequestError
+from oarlock_runtime.ipc.messages import AbortRequests, AddRequest, EngineReady
+from oarlock_runtime.ipc.sockets import IDLE_SECONDS, EngineSocket, request_of
+from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
+from oarlock_runtime.models.loading import LoadProgress
+from oarlock_runtime.server.control import Control
+from oarlock_runtime.server.floor import FloorMeter
+from oarlock_runtime.server.process import run
+from oarlock_runtime.settings import Settings
+
+BEAT_SECONDS = 0.5
+
+
+def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
+    checkpoint = open_checkpoint(settings.model)
+    executor = _load(checkpoint, settings, control)
+    config = EngineConfig(
+        vocab=checkpoint.spec.vocab,
+        max_context=executor.max_context,
+        max_sequences=settings.max_sequences,
+        max_batched_tokens=_batched_tokens(settings),
+        max_rows=executor.max_rows,
+        blocks=executor.blocks,
+        max_waiting=settings.queue_limit,
+        eos_ids=checkpoint.spec.eos_ids,
+        prefix_cache=settings.prefix_cache,
+        step_weight_bytes=executor.step_weight_bytes,
+        bytes_per_block=executor.bytes_per_block,
+    )
+    engine = Engine(executor, config)
+    ready = EngineReady(
+        pid=os.getpid(),
+        model=settings.model_name,
+        family=checkpoint.spec.family,
+        vocab=config.vocab,
+        max_context=config.longest,
+        max_sequences=config.max_sequences,
+        max_waiting=config.max_waiting,
+        blocks=config.blocks,
+        weight_bytes=executor.weight_bytes,
+        kv_bytes=executor.blocks * executor.bytes_per_block,
+        step_weight_bytes=executor.step_weight_bytes,
+    )
+    meter = FloorMeter(Path(settings.cache_dir), settings.threads or usable_threads())
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(control, stop), daemon=True).start()
+    with EngineSocket(Path(settings.run_dir), ready) as socket:
+        control.send("ready", **msgspec.structs.asdict(ready))
+        try:
+            _loop(engine, socket, _Pulse(control, meter), stop)
+        except Exception as error:
+            socket.fail(f"{type(error).__name__}: {error}")
+            raise
+
+
+def _batched_tokens(settings: Settings) -> int:
+    """Every running sequence can take a token in each step."""
+    return max(settings.max_batched_tokens, settings.max_sequences)
+
+
+def _load(checkpoint: Checkpoint, settings: Settings, control: Control) -> CoreExecutor:
+    def report(progress: LoadProgress) -> None:
+        control.send("loading", what="loading weights", share=progress.done / max(progress.total, 1))
+
+    options = ExecutorOptions(
+        device=settings.device,
+        dtype=settings.dtype,
+        quantization=settings.quantization,  # type: ignore[arg-type]  # one of its choices, checked by settings.py
+        threads=settings.threads or usable_threads(),
+        max_sequences=settings.max_sequences,
+        max_context=settings.max_context,
+        max_batched_tokens=_batched_tokens(settings),
+        kv_blocks=settings.kv_blocks,
+        kv_memory=settings.kv_memory,
+        kv_memory_share=settings.kv_memory_share,
+    )
+    try:
+        return load_executor(checkpoint, options, report)
+    except (ValueError, RuntimeError) as error:  # from the core, which knows no OarlockError
+        raise OarlockError(f"{settings.model}: {error}") from error
+
+
+def _listen(control: Control, stop: threading.Event) -> None:
+    """Sets `stop` when the supervisor says so."""
+    while (message := control.receive()) is not None:
+        if message["kind"] == "drain":  # from now on servers leave because they are told to
+            logging.getLogger("oarlock_runtime.ipc.sockets").setLevel(logging.ERROR)
+        if message["kind"] == "stop":
+            break
+    stop.set()
+
+
+def _loop(engine: Engine, socket: EngineSocket, pulse: "_Pulse", stop: threading.Event) -> None:
+    while not stop.is_set():
+        for message in socket.receive(0 if engine.has_work else IDLE_SECONDS):
+            if isinstance(message, AbortRequests):
+                engine.abort(message.request_ids)
+            else:
+                _add(engine, socket, message)
+        output = engine.step()
+        if output is not None:
+            socket.send(output)
+        socket.beat(engine.stats)
+        pulse.beat(engine)
+    socket.send(engine.abort_all())
+
+
+def _add(engine: Engine, socket: EngineSocket, message: AddRequest) -> None:
+    try:
+        engine.add(request_of(message))
+    except RequestError as error:
+        socket.reject(message.request_id, error)
+    else:
+        socket.accept([message.request_id])
+
+
+class _Pulse:
+    """Tells the supervisor twice a second that the loop goes round, with the engine's counters."""
+
+    def __init__(self, control: Control, meter: FloorMeter) -> None:
+        self._control = control
+        self._meter = meter
+        self._last = 0.0
+
+    def beat(self, engine: Engine) -> None:
+        now = time.monotonic()
+        if now - self._last >= BEAT_SECONDS:
+            self._last = now
+            stats = engine.stats()
+            told = {**msgspec.structs.asdict(stats), "floor_ratio": self._meter.ratio(stats)}
+            self._control.send("beat", stats=told)
+
+
+if __name__ == "__main__":
+    run(main)

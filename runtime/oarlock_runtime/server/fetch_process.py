@@ -1,0 +1,21 @@
+"""The process that fetches a model from a remote address before anything is loaded; it ends when the model is there."""
+
+from pathlib import Path
+from typing import Any
+
+from oarlock_runtime.models.sources import Progress, resolve
+from oarlock_runtime.server.control import Control
+from oarlock_runtime.server.process import run
+from oarlock_runtime.settings import Settings
+
+
+def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
+    def report(progress: Progress) -> None:
+        if progress.total and progress.state == "downloading":
+            control.send("loading", what=f"downloading {progress.file}", share=progress.done / progress.total)
+
+    control.send("ready", path=str(resolve(settings.model, Path(settings.cache_dir), report)))
+
+
+if __name__ == "__main__":
+    run(main)

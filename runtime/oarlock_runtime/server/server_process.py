@@ -1,0 +1,125 @@
+"""A process that speaks HTTP: validates, tokenizes, streams. There are as many as `server_processes` says.
+
+It answers from the first moment (503 while the model loads), loads the tokenizer while the engine loads the weights,
+and goes on without a pause until the supervisor says drain, then stop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from oarlock_runtime.errors import OarlockError, RequestError
+from oarlock_runtime.ipc.client import EngineClient
+from oarlock_runtime.models.tokenizer import Tokenizer, load_tokenizer
+from oarlock_runtime.server.control import Control
+from oarlock_runtime.server.http.app import build_app
+from oarlock_runtime.server.process import run
+from oarlock_runtime.server.service import Service, State
+from oarlock_runtime.settings import Settings
+
+BEAT_SECONDS = 1.0
+KEEP_ALIVE_SECONDS = 75
+_GOODBYE_SECONDS = 1  # for answers that are on their way when the process is told to stop
+_VERDICT_SECONDS = 2  # for the supervisor to say that the engine's process is gone, before we say that we lost it
+
+
+def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
+    # Exchanges that are cut on purpose are not errors; what goes wrong in ours, the handler tells.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(control, settings, first))
+
+
+async def _serve(control: Control, settings: Settings, first: dict[str, Any]) -> None:
+    await _ServerProcess(control, settings, first).run()
+
+
+class _ServerProcess:
+    def __init__(self, control: Control, settings: Settings, first: dict[str, Any]) -> None:
+        self._control = control
+        self._settings = settings
+        self._listener = socket.socket(fileno=first["listener"])
+        self._client = EngineClient(Path(settings.run_dir), first["name"])
+
+    async def run(self) -> None:
+        service = self._service = Service(self._settings, self._client)
+        self._web = uvicorn.Server(
+            uvicorn.Config(
+                build_app(service),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_GOODBYE_SECONDS,
+            )
+        )
+        asyncio.get_running_loop().add_reader(self._control.socket, self._on_control)
+        serving = asyncio.create_task(self._web.serve(sockets=[self._listener]))
+        tasks = [asyncio.create_task(one) for one in (self._open(), self._beat(), service.calls.watch())]
+        done, _ = await asyncio.wait([serving, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        for one in done:
+            one.result()
+        self._client.close()
+
+    async def _open(self) -> None:
+        """Loads the tokenizer, waits for the engine, opens the service; ends when the engine is lost."""
+        loaded = asyncio.create_task(asyncio.to_thread(_load_tokenizer, self._settings.model))
+        engine = await self._client.connect(self._settings.start_timeout)
+        self._service.open(await loaded, engine)
+        self._control.send("ready")
+        reason = await asyncio.shield(self._client.closed)
+        self._service.close(State.FAILED)
+        await asyncio.sleep(_VERDICT_SECONDS)
+        raise OarlockError(f"lost the engine: {reason}")
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            self._control.send("beat")
+
+    def _on_control(self) -> None:
+        message = self._control.receive()
+        match message and message["kind"]:
+            case None:
+                asyncio.get_running_loop().remove_reader(self._control.socket)
+                self._web.should_exit = True
+            case "drain":
+                self._service.close(State.DRAINING)
+                self._draining = asyncio.create_task(self._drain())
+            case "stop":
+                self._service.close(State.DRAINING)
+                stopping = RequestError("", "the server is stopping", 503, "server_stopping", kind="server_error")
+                self._service.calls.fail_all(stopping)
+                self._web.should_exit = True
+            case "failed":
+                self._service.close(State.FAILED)
+                self._web.should_exit = True
+            case "scrape" if message is not None:
+                families = self._service.metrics.families(len(self._service.calls))
+                self._control.send("metrics", number=message["number"], families=families)
+
+    async def _drain(self) -> None:
+        await self._service.calls.idle.wait()
+        self._control.send("idle")
+
+
+def _load_tokenizer(model: str) -> Tokenizer:
+    tokenizer = load_tokenizer(model)
+    with contextlib.suppress(RequestError):  # compiles the template now, not with the first request
+        tokenizer.render_chat([{"role": "user", "content": ""}])
+    return tokenizer
+
+
+if __name__ == "__main__":
+    run(main)
