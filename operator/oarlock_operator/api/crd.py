@@ -116,8 +116,8 @@ def _object(model: type[BaseModel], schema: Mapping[str, Any], definitions: Mapp
         piece = _piece(schema["properties"][alias], field.annotation, definitions)
         if field.description:
             piece["description"] = " ".join(field.description.split())
-        if field.default_factory is not None:
-            piece["default"] = {}
+        if field.default_factory is not None and "properties" in piece:
+            piece["default"] = _filled(field.get_default(call_default_factory=True, validated_data={}))
         elif field.default in (None, PydanticUndefined, ()):
             piece.pop("default", None)
         properties[alias] = piece
@@ -128,6 +128,11 @@ def _object(model: type[BaseModel], schema: Mapping[str, Any], definitions: Mapp
     if issubclass(model, ApiModel) and model.rules:
         found["x-kubernetes-validations"] = [{"rule": rule.cel, "message": rule.message} for rule in model.rules]
     return found
+
+
+def _filled(default: ApiModel) -> dict[str, Any]:
+    """A nested default written out: the API server checks rules on it before it would fill it in itself."""
+    return {key: value for key, value in default.to_wire().items() if value != [] and value != {}}
 
 
 def _piece(schema: Mapping[str, Any], annotation: Any, definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`spec` of a ModelDeployment: what a user asks for. Each field has a description, a bound and mostly a default."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,7 +13,14 @@ Name = Annotated[str, Field(min_length=1, max_length=253)]
 Quantity = Annotated[str, Field(pattern=PATTERN, max_length=20)]
 IntOrQuantity = Annotated[str | int, Field(json_schema_extra={"x-kubernetes-int-or-string": True})]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
-Uri = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^((hf|https?|pypi)://[^\s]+|/[^\s]*)$")]
+Uri = Annotated[str, Field(min_length=1, max_length=2048)]
+
+_SOURCE = r"^((hf|https?|pypi)://[^\s]+|/[^\s]*)$"
+_SOURCE_FORMS = "must be hf://org/name[@revision], http(s)://…, pypi://package[==version][/file] or /a/path in the pod"
+
+
+def _is_source(text: str) -> bool:
+    return re.match(_SOURCE, text) is not None
 
 
 class Cache(ApiModel):
@@ -59,6 +67,11 @@ class Speculative(ApiModel):
             "model.speculative.source is needed with method eagle or mtp: they run a draft model",
             lambda s: s.method == "inference_with_reference" or s.source is not None,
         ),
+        Rule(
+            f"!has(self.source) || self.source.matches(r'{_SOURCE}')",
+            f"model.speculative.source {_SOURCE_FORMS}",
+            lambda s: s.source is None or _is_source(s.source),
+        ),
     )
 
 
@@ -80,6 +93,7 @@ class Model(ApiModel):
     speculative: Speculative | None = None
     """Speculative decoding. None: off."""
     rules = (
+        Rule(f"self.source.matches(r'{_SOURCE}')", f"model.source {_SOURCE_FORMS}", lambda s: _is_source(s.source)),
         Rule(
             "!has(self.hostPath) || (!has(self.cache.claimName) && !has(self.cache.storageClassName))",
             "model: give hostPath or a claim in model.cache, not both",

@@ -77,7 +77,7 @@ class Group(StatusModel):
     """Why it isn't ready, or was remade last."""
     restarts: int = 0
     """How often it was remade because a member was lost or failed."""
-    restart_times: Annotated[tuple[Time, ...], Field(max_length=50)] = ()
+    restart_times: Annotated[tuple[Time, ...], Field(max_length=64)] = ()
     """When, within the restart window."""
     last_restart_reason: Annotated[str | None, Field(max_length=1024)] = None
     """Why it was remade last."""

@@ -29,8 +29,9 @@ def test_every_field_is_typed_and_described() -> None:
                 assert schema.get("description"), path
 
 
-def test_objects_with_defaults_inside_default_to_an_empty_object() -> None:
+def test_objects_with_defaults_inside_have_them_written_out() -> None:
     spec = crd.definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    assert spec["parallelism"]["default"] == {}
+    assert spec["parallelism"]["default"] == {"nodes": 1, "gpusPerNode": 0, "gpuResource": "nvidia.com/gpu"}
     assert spec["parallelism"]["properties"]["nodes"]["default"] == 1
+    assert spec["scheduling"]["default"] == {}
     assert "default" not in spec["image"]

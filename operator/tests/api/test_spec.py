@@ -19,7 +19,7 @@ def test_ranks(nodes: int, gpus: int, ranks: int) -> None:
 
 
 BAD = [
-    ({"model": {"source": "ftp://x"}}, "spec.model.source"),
+    ({"model": {"source": "ftp://x"}}, "model.source must be hf://"),
     ({"model": {}}, "spec.model.source: Field required"),
     ({"replica": 2}, "spec.replica: Extra inputs are not permitted (given: 2)"),
     ({"replicas": -1}, "spec.replicas: Input should be greater than or equal to 0 (given: -1)"),

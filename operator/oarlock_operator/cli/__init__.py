@@ -1,0 +1,1 @@
+"""The `oarlock-operator` command: run, local, render."""

@@ -1,0 +1,57 @@
+"""How far the model is fetched, over all members that are at it."""
+
+from collections.abc import Mapping
+
+from oarlock_operator.api.status import DownloadProgress
+from oarlock_operator.decide.snapshot import Progress
+
+_UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def download_progress(by_pod: Mapping[str, Progress]) -> DownloadProgress | None:
+    """The sum of all, and the member that will be last. None when nothing is known of anybody."""
+    if not by_pod:
+        return None
+    done = sum(one.bytes for one in by_pod.values())
+    totals = [one.total for one in by_pod.values()]
+    rates = [one.rate for one in by_pod.values() if one.rate is not None]
+    total = sum(one for one in totals if one is not None) if None not in totals else None
+    waits = {name: wait for name, one in by_pod.items() if (wait := _remaining(one)) is not None}
+    slowest = max(waits, key=lambda name: (waits[name], name)) if waits else _furthest_back(by_pod)
+    rate = sum(rates) if rates else None
+    remaining = waits.get(slowest)
+    return DownloadProgress(
+        bytes=done,
+        total=total,
+        rate=rate,
+        remaining_seconds=remaining,
+        slowest_member=slowest,
+        summary=_summary(done, total, rate, remaining),
+    )
+
+
+def _remaining(one: Progress) -> int | None:
+    if one.total is None or not one.rate:
+        return None
+    return max(one.total - one.bytes, 0) // one.rate
+
+
+def _furthest_back(by_pod: Mapping[str, Progress]) -> str:
+    return min(by_pod, key=lambda name: (by_pod[name].bytes, name))
+
+
+def _summary(done: int, total: int | None, rate: int | None, remaining: int | None) -> str:
+    parts = [f"{100 * done // total}% of {size(total)}" if total else size(done)]
+    if rate:
+        parts.append(f"{size(rate)}/s")
+    if remaining is not None:
+        parts.append(f"{remaining} s left")
+    return ", ".join(parts)
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    for factor, unit in _UNITS:
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
