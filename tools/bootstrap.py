@@ -245,7 +245,8 @@ def show_build(command):
     if terminal:
         sys.stdout.write("\r" + " " * width + "\r")
     if process.wait() != 0:
-        fail(["the build failed; the end of its output:", *lines[-60:]])
+        print("\n".join(lines[-60:]), file=sys.stderr)
+        fail(["the build failed; above is the end of its output"])
 
 
 def setup(extras):
