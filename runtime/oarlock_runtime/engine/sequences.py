@@ -57,6 +57,7 @@ class Sequences:
         self.blocks_held = np.zeros(seats, np.int32)
         self.limit = np.zeros(seats, np.int32)  # length at which it ends
         self.stops = np.full((seats, max(4, len(eos_ids))), -1, np.int32)  # tokens at which it ends; -1 = none
+        self.banned_until = np.zeros(seats, np.int32)  # length below which no stop may be drawn; 0 = none
         self.needs = np.zeros(seats, np.uint8)
 
         self.request_id = np.full(seats, -1, np.int64)
@@ -66,6 +67,7 @@ class Sequences:
         self.scored = np.zeros(seats, np.int32)  # prompt tokens whose log-probability has been asked for
         self.request: list[Request | None] = [None] * seats
         self.history: list[History | None] = [None] * seats
+        self.bias: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]] = [_bias({}, ())] * seats  # ids, values
         self.chain: list[list[bytes]] = [[] for _ in range(seats)]  # digests of its full blocks, as far as known
 
     @property
@@ -90,7 +92,10 @@ class Sequences:
         self.seed[seat] = random.getrandbits(64) if sampling.seed is None else sampling.seed & SEED_MASK
         self.blocks_held[seat] = 0
         self.limit[seat] = limit
-        self._set_stops(seat, (() if sampling.ignore_eos else self._eos_ids) + sampling.stop_token_ids)
+        stops = (() if sampling.ignore_eos else self._eos_ids) + sampling.stop_token_ids
+        self._set_stops(seat, stops)
+        self.banned_until[seat] = prompt + sampling.min_tokens if sampling.min_tokens else 0
+        self.bias[seat] = _bias(sampling.logit_bias, stops if sampling.min_tokens else ())
         self.needs[seat] = (
             NEEDS_HISTORY * sampling.penalized
             | NEEDS_BIAS * bool(sampling.logit_bias or sampling.min_tokens)
@@ -101,7 +106,10 @@ class Sequences:
         self.scored[seat] = 0
         self.chain[seat] = chain
         self.request[seat] = request
-        self.history[seat] = History(request.prompt) if sampling.penalized else None
+        seen = (
+            request.prompt if sampling.repetition_penalty != 1 else request.prompt[:0]
+        )  # the others ignore the prompt
+        self.history[seat] = History(seen) if sampling.penalized else None
         return seat
 
     def note_start(self, seat: int, cached_blocks: int, queue_seconds: float) -> None:
@@ -132,19 +140,12 @@ class Sequences:
         self.block_tables[seat, held : held + len(blocks)] = blocks
         self.blocks_held[seat] = held + len(blocks)
 
-    def bias_of(self, seat: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """(ids, values) to add to the next logits: the request's bias, and -inf on what would end it too early."""
-        sampling = self.request_of(seat).sampling
-        ids = np.fromiter(sampling.logit_bias.keys(), np.int32, len(sampling.logit_bias))
-        values = np.fromiter(sampling.logit_bias.values(), np.float32, len(sampling.logit_bias))
-        if self.length[seat] - self.prompt_length[seat] < sampling.min_tokens:
-            stops = self.stops[seat]
-            stops = stops[stops >= 0]
-            ids = np.concatenate((ids, stops))
-            values = np.concatenate((values, np.full(len(stops), -np.inf, np.float32)))
-        elif not sampling.logit_bias:
-            self.needs[seat] &= ~np.uint8(NEEDS_BIAS)
-        return ids, values
+    def lift_bans(self, seats: Seats) -> None:
+        """Lets those of these sequences end that have drawn their min_tokens."""
+        banned_until = self.banned_until[seats]
+        for seat in seats[(banned_until > 0) & (self.length[seats] >= banned_until)].tolist():
+            self.banned_until[seat] = 0
+            self.bias[seat] = _bias(self.request_of(seat).sampling.logit_bias, ())
 
     def _set_stops(self, seat: int, stops: tuple[int, ...]) -> None:
         width = self.stops.shape[1]
@@ -152,6 +153,12 @@ class Sequences:
             self.stops = np.pad(self.stops, ((0, 0), (0, len(stops) - width)), constant_values=-1)
         self.stops[seat] = -1
         self.stops[seat, : len(stops)] = stops
+
+
+def _bias(bias: dict[int, float], banned: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """(ids, values) to add to the logits; a banned token gets -inf."""
+    values = [*bias.values(), *[-np.inf] * len(banned)]
+    return np.array([*bias, *banned], np.int32), np.array(values, np.float32)
 
 
 def _lazy_int32s(rows: int, cols: int) -> npt.NDArray[np.int32]:

@@ -151,15 +151,15 @@ def _add_optional_groups(
             plan.top_logprobs[row] = s.request_of(int(row_seats[row])).sampling.prompt_logprobs
     if wanted & NEEDS_HISTORY:
         chosen = np.flatnonzero(needs & NEEDS_HISTORY)
-        histories = [s.history[seat] for seat in draw_seats[chosen].tolist()]
-        present = [history for history in histories if history is not None]
+        found = [s.history[seat] for seat in draw_seats[chosen].tolist()]
+        columns = [history.columns for history in found if history is not None]
         plan.repetition_penalty, plan.presence_penalty, plan.frequency_penalty = floats[3], floats[4], floats[5]
-        plan.history_starts = _starts(rows, draw_rows[chosen], [len(history.ids) for history in present])
-        plan.history_ids = np.concatenate([history.ids for history in present])
-        plan.history_counts = np.concatenate([history.counts for history in present])
+        plan.history_starts = _starts(rows, draw_rows[chosen], [part.shape[1] for part in columns])
+        plan.history_ids, plan.history_counts = np.concatenate(columns, axis=1)
     if wanted & NEEDS_BIAS:
         chosen = np.flatnonzero(needs & NEEDS_BIAS)
-        biases = [s.bias_of(seat) for seat in draw_seats[chosen].tolist()]
+        s.lift_bans(draw_seats[chosen])
+        biases = [s.bias[seat] for seat in draw_seats[chosen].tolist()]
         plan.bias_starts = _starts(rows, draw_rows[chosen], [len(ids) for ids, _ in biases])
         plan.bias_ids = np.concatenate([ids for ids, _ in biases])
         plan.bias_values = np.concatenate([values for _, values in biases])

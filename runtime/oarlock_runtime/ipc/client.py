@@ -1,7 +1,7 @@
 """A server process's end of the engine's socket, on its asyncio loop: no thread, and no task for a token.
 
-ZeroMQ's file descriptor tells only that something has changed since the socket was last found empty; so a socket is read
-until it is empty at first, after each send and after each wake-up.
+ZeroMQ's file descriptor tells only that something has changed since the socket was last found empty; so a socket is
+read until it is empty at first, after each send and after each wake-up.
 """
 
 import asyncio

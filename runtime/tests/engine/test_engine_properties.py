@@ -46,7 +46,7 @@ def prompts(draw: st.DrawFn) -> np.ndarray:
 @st.composite
 def samplings(draw: st.DrawFn) -> SamplingParams:
     max_tokens = draw(st.sampled_from([0, 1, 2, 5, 64, 130, 200]))
-    penalties = draw(st.sampled_from([(1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.5, 0.25, -0.5)]))
+    penalties = draw(st.sampled_from([(1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.5, 0.25, -0.5), (1.0, 0.5, 0.0)]))
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=min(max_tokens, draw(st.sampled_from([0, 0, 3, 70]))),

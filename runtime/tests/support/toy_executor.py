@@ -11,7 +11,7 @@ import numpy as np
 
 from oarlock_runtime.engine.plan import BLOCK_TOKENS, StepPlan, StepResult
 from oarlock_runtime.engine.request import Finish, Request
-from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS
+from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
 
 
 class ToyExecutor:
@@ -117,6 +117,11 @@ def toy_token(
     return token
 
 
+def _history(counts: Counter[int], sampling: SamplingParams) -> list[tuple[int, int]]:
+    """Only a repetition penalty looks at tokens that are in the prompt alone."""
+    return sorted((token, count) for token, count in counts.items() if count or sampling.repetition_penalty != 1)
+
+
 def expected_tokens(
     request: Request, vocab: int, eos_ids: tuple[int, ...], longest: int, broken_token: int = -1
 ) -> tuple[list[int], Finish]:
@@ -138,7 +143,7 @@ def expected_tokens(
             float(np.float32(sampling.temperature)),
             (float(np.float32(sampling.top_p)), float(np.float32(sampling.min_p)), max(sampling.top_k, 0)),
             ((sampling.seed or 0) % (1 << 64), len(output)),
-            (sorted(counts.items()), [float(np.float32(p)) for p in penalties]) if sampling.penalized else None,
+            (_history(counts, sampling), [float(np.float32(p)) for p in penalties]) if sampling.penalized else None,
             bias,
         )
         if sampling.max_tokens == 0:
