@@ -36,8 +36,9 @@ struct TileProduct {
     _tile_loadconfig(&config);
   }
   static void release() { _tile_release(); }
-  static void store_probability(bf16* p, __m512 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+  static __m512 power_of_two(__m512 x) { return Avx512::exp2_coarse(x); }
+  static void store_probabilities(bf16* to, __m512 p, __m512 q) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(q, p));
   }
 
   // One step of 32 along the contraction: sums += a b. b at two column groups, 64 bytes apart.

@@ -15,8 +15,9 @@ struct PairProduct {
 
   static void configure(int) {}
   static void release() {}
-  static void store_probability(bf16* p, __m512 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(x));
+  static __m512 power_of_two(__m512 x) { return Avx512::exp2_coarse(x); }
+  static void store_probabilities(bf16* to, __m512 p, __m512 q) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(q, p));
   }
 
   // c[kRows][kWide * 16] = or += a[kRows][pairs] b[pairs][...], strides in elements of each (pairs for a and b).

@@ -20,7 +20,11 @@ struct FloatProduct {
 
   static void configure(int) {}
   static void release() {}
-  static void store_probability(float* p, F x) { V::store(p, x); }
+  static F power_of_two(F x) { return V::exp2(x); }
+  static void store_probabilities(float* to, F p, F q) {
+    V::store(to, p);
+    V::store(to + V::kLanes, q);
+  }
 
   // Rows 2*pair and 2*pair + 1 of b at a column.
   static void load_two(const Cache* b, int stride, int pair, int column, F& first, F& second) {

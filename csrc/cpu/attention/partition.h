@@ -86,11 +86,13 @@ struct PartitionSteps {
     const F factor = V::set1(scale);
     F sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
     for (int b = first; b < last; ++b) {
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kVectors; v += 2) {
         int column = b * kBlockTokens + v * V::kLanes;
-        F p = V::exp2(V::fma(V::load(scores + column), factor, shift));
+        F p = K::power_of_two(V::fma(V::load(scores + column), factor, shift));
+        F q = K::power_of_two(V::fma(V::load(scores + column + V::kLanes), factor, shift));
         sums[v % 4] = V::add(sums[v % 4], p);
-        K::store_probability(probabilities + column, p);
+        sums[v % 4 + 1] = V::add(sums[v % 4 + 1], q);
+        K::store_probabilities(probabilities + column, p, q);
       }
     }
     sum = V::reduce_add(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));

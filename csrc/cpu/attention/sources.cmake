@@ -8,4 +8,6 @@ oarlock_isa_sources(${CMAKE_CURRENT_LIST_DIR} attention avx2 avx512 avx512_bf16 
 if(OARLOCK_CHECKS)
   add_executable(attention_check ${CMAKE_CURRENT_LIST_DIR}/check.cpp)
   target_link_libraries(attention_check PRIVATE oarlock_cpu)
+  add_executable(attention_bench ${CMAKE_CURRENT_LIST_DIR}/bench.cpp)
+  target_link_libraries(attention_bench PRIVATE oarlock_cpu)
 endif()

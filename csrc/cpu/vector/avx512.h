@@ -75,6 +75,18 @@ struct Avx512 {
     return _mm512_scalef_ps(p, whole);
   }
 
+  // The same with a relative error under 5e-6, for results that are rounded to bf16.
+  static F exp2_coarse(F x) {
+    F fraction = _mm512_reduce_ps(x, 0);
+    F whole = _mm512_sub_ps(x, fraction);
+    F p = _mm512_set1_ps(0.0095828482f);
+    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.0559064336f));
+    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.2402409911f));
+    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.6931241750f));
+    p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, whole);
+  }
+
  private:
   static __mmask16 head_mask(int n) { return __mmask16(n >= kLanes ? 0xffffu : (1u << n) - 1); }
   // Rounds to nearest even at bit 16, the bits below it undefined; NaN stays NaN.
