@@ -1,83 +1,84 @@
-// The end of a product: bias or SwiGLU, and rounding. Included by every kernel file inside its unnamed namespace; plain
-// loops with every fused operation written out, so that all instruction sets give the same bits.
+// The end of a product: bias or SwiGLU, and rounding. Included by every kernel file inside its unnamed namespace. Written in
+// gcc's vector types without fused operations, so that all instruction sets give the same bits.
 
-// e^x to 1 ulp or so: 2^n * 2^f, |f| <= 1/2, the latter a Taylor polynomial.
-OARLOCK_INLINE float exponential(float x) {
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+using Lanes = float __attribute__((vector_size(4 * kLanes), may_alias));
+using IntLanes = int32_t __attribute__((vector_size(4 * kLanes), may_alias));
+using BitLanes = uint32_t __attribute__((vector_size(4 * kLanes), may_alias));
+using HalfLanes = uint16_t __attribute__((vector_size(2 * kLanes), may_alias));
+
+OARLOCK_INLINE Lanes load_lanes(const float* from) {
+  Lanes v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// e^x to about 2 ulp: 2^n * 2^f, |f| <= 1/2, the latter a polynomial.
+OARLOCK_INLINE Lanes exponential(Lanes x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  float t = x * 1.44269504088896341f;
-  t = t > 126.0f ? 126.0f : t;
-  t = t < -126.0f ? -126.0f : t;
-  float shifted = t + kMagic;
-  float f = t - (shifted - kMagic);
-  int32_t n;
-  __builtin_memcpy(&n, &shifted, 4);
-  float p = 1.5353362e-4f;
-  p = __builtin_fmaf(p, f, 1.3398874e-3f);
-  p = __builtin_fmaf(p, f, 9.6184370e-3f);
-  p = __builtin_fmaf(p, f, 5.5503324e-2f);
-  p = __builtin_fmaf(p, f, 2.4022648e-1f);
-  p = __builtin_fmaf(p, f, 6.9314720e-1f);
-  p = __builtin_fmaf(p, f, 1.0f);
-  uint32_t bits;
-  __builtin_memcpy(&bits, &p, 4);
-  bits += uint32_t(n - 0x4b400000) << 23;
-  float out;
-  __builtin_memcpy(&out, &bits, 4);
-  return out;
+  Lanes t = x * 1.44269504088896341f;
+  t = t > 126.0f ? t - t + 126.0f : t;
+  t = t < -126.0f ? t - t - 126.0f : t;
+  Lanes shifted = t + kMagic;
+  Lanes f = t - (shifted - kMagic);
+  Lanes p = f * 1.5353362e-4f + 1.3398874e-3f;
+  p = p * f + 9.6184370e-3f;
+  p = p * f + 5.5503324e-2f;
+  p = p * f + 2.4022648e-1f;
+  p = p * f + 6.9314720e-1f;
+  p = p * f + 1.0f;
+  return (Lanes)((IntLanes)p + (((IntLanes)shifted - 0x4b400000) << 23));
 }
 
-OARLOCK_INLINE float silu(float x) { return x / (1.0f + exponential(-x)); }
+OARLOCK_INLINE Lanes silu(Lanes x) { return x / (1.0f + exponential(-x)); }
 
-OARLOCK_INLINE uint16_t round_to_bf16(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
-  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-  uint32_t nan = (bits >> 16) | 0x40;
-  return uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+OARLOCK_INLINE HalfLanes round_to_bf16(Lanes value) {
+#ifdef __AVX512BF16__
+  return (HalfLanes)_mm512_cvtneps_pbh((__m512)value);  // differs for subnormal numbers only, which become 0
+#else
+  BitLanes bits = (BitLanes)value;
+  BitLanes rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  BitLanes nan = (bits >> 16) | 0x40u;
+  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, HalfLanes);
+#endif
 }
 
-OARLOCK_INLINE void store_panel(const float* v, const Finish& f, int64_t row, int64_t col) {
-  int64_t valid = f.cols - col;
-  if (f.dtype == DType::f32) {
-    float* out = static_cast<float*>(f.out) + row * f.stride + col;
-    if (valid >= kPanel) {
-      for (int i = 0; i < kPanel; ++i) out[i] = v[i];
-    } else {
-      for (int i = 0; i < valid; ++i) out[i] = v[i];
-    }
+template <typename Vector, typename Element>
+OARLOCK_INLINE void store_lanes(Element* out, Vector v, int64_t valid) {
+  if (valid >= kLanes) {
+    __builtin_memcpy(out, &v, sizeof v);
   } else {
-    uint16_t rounded[kPanel];
-    for (int i = 0; i < kPanel; ++i) rounded[i] = round_to_bf16(v[i]);
-    uint16_t* out = static_cast<uint16_t*>(f.out) + row * f.stride + col;
-    if (valid >= kPanel) {
-      for (int i = 0; i < kPanel; ++i) out[i] = rounded[i];
-    } else {
-      for (int i = 0; i < valid; ++i) out[i] = rounded[i];
-    }
+    for (int64_t i = 0; i < valid; ++i) out[i] = v[i];
+  }
+}
+
+// Lanes of a row from column `col` of the piece on.
+OARLOCK_INLINE void store(Lanes v, const Finish& f, int64_t row, int64_t col) {
+  if (f.dtype == DType::f32) {
+    store_lanes(static_cast<float*>(f.out) + row * f.stride + col, v, f.cols - col);
+  } else {
+    store_lanes(static_cast<uint16_t*>(f.out) + row * f.stride + col, round_to_bf16(v), f.cols - col);
   }
 }
 
 void finish(const Finish& f) {
-  alignas(64) float v[kPanel];
   if (f.gated) {
     for (int row = 0; row < f.rows; ++row) {
-      for (int pair = 0; 2 * pair < f.panels; ++pair) {
-        const float* gate = f.c + row * kStride + 2 * pair * kPanel;
-        const float* up = gate + kPanel;
-        for (int i = 0; i < kPanel; ++i) v[i] = silu(gate[i]) * up[i];
-        store_panel(v, f, row, pair * kPanel);
+      for (int col = 0; col < f.panels / 2 * kPanel; col += kLanes) {
+        const float* gate = f.c + row * kStride + col / kPanel * 2 * kPanel + col % kPanel;
+        store(silu(load_lanes(gate)) * load_lanes(gate + kPanel), f, row, col);
       }
     }
     return;
   }
-  alignas(64) float bias[kStride] = {};
+  float bias[kStride] = {};
   if (f.bias)
     for (int i = 0; i < kStride && i < f.cols; ++i) bias[i] = f.bias[i];
-  for (int row = 0; row < f.rows; ++row) {
-    for (int panel = 0; panel < f.panels; ++panel) {
-      const float* c = f.c + row * kStride + panel * kPanel;
-      for (int i = 0; i < kPanel; ++i) v[i] = c[i] + bias[panel * kPanel + i];
-      store_panel(v, f, row, panel * kPanel);
-    }
-  }
+  for (int row = 0; row < f.rows; ++row)
+    for (int col = 0; col < f.panels * kPanel; col += kLanes)
+      store(load_lanes(f.c + row * kStride + col) + load_lanes(bias + col), f, row, col);
 }

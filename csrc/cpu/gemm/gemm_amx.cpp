@@ -98,10 +98,10 @@ void two_blocks(const Strip& s) {
     if (kPanels > 1) _tile_loadd(3, lower + 16, kRowBytes);
   }
   for (int64_t tile = 0; tile < s.tiles; ++tile, x += kTile, w += kTile) {
-    _tile_loadd(4, x, 64);
+    _tile_stream_loadd(4, x, 64);
     _tile_loadd(6, w, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, x + s.block, 64);
+    _tile_stream_loadd(5, x + s.block, 64);
     _tile_dpbf16ps(2, 5, 6);
     if (kPanels > 1) {
       _tile_loadd(7, w + s.panel, 64);
@@ -166,7 +166,7 @@ Strip first_strip(const Product& job) {
 
 void bf16_product(const Product& job) {
   configure_tiles(job.rows < 16 ? job.rows : 16);
-  int64_t tiles = job.x->k / kTileK, chunk = job.rows <= 32 ? tiles : 32;
+  int64_t tiles = job.x->k / kTileK, chunk = job.rows <= 32 ? tiles : 64;
   Strip s = first_strip(job);
   s.panel = job.panel_bytes;
   for (int64_t first = 0; first < tiles; first += chunk) {
