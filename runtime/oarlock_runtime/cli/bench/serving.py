@@ -119,7 +119,7 @@ class Comparison:
                     for index, endpoint in enumerate(self.endpoints):
                         runs[index].append(await self.measure(load, count, repeat, index))
                         done = len(results) * self.flags.repeats + sum(map(len, runs))
-                        shown.update(done, total, f"{endpoint.url}, {load.describe()} streams")
+                        shown.update(done, total, f"{endpoint.url}, {load.describe()}")
                 for endpoint, model, of_server in zip(self.endpoints, self.names, runs, strict=True):
                     results.append({"server": endpoint.url, "model": model, "load": load, "runs": of_server})
         return results
@@ -164,7 +164,8 @@ def show(results: Sequence[dict[str, Any]], workload: Workload, repeats: int) ->
         rows.append(report.row(result["server"], streams, result["runs"]))
         if servers == 2 and index % 2 == 1:
             rows.append(report.ratio_row(streams, results[index - 1]["runs"], result["runs"]))
-    table(f"{workload.describe()}; medians of {repeats} runs; times p50 / p90 / p99", report.COLUMNS, rows)
+    of = f"medians of {repeats} runs" if repeats > 1 else "one run"
+    table(f"{workload.describe()}; {of}; times p50 / p90 / p99", report.COLUMNS, rows)
     short = sum(run.short for result in results for run in result["runs"])
     if short:
         say(f"{short} tokens fewer came than were asked for: an answer ended early (does the server know ignore_eos?)")

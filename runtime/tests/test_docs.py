@@ -1,0 +1,50 @@
+"""The pages of documentation name files, functions and fields that exist."""
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from oarlock_runtime.server.http.fields import REFUSED, ChatFields, CompletionFields
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "runtime/oarlock_runtime"
+
+
+def quoted(page: Path) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", page.read_text()))
+
+
+def test_files_named_in_the_journey_exist() -> None:
+    paths = {text for text in quoted(DOCS / "request.md") if re.fullmatch(r"[\w/]+(\.(py|cpp|h)|/\w+)", text)}
+    assert len(paths) > 20
+    missing = [path for path in paths if not (ROOT / path).exists() and not (PACKAGE / path).exists()]
+    assert not missing
+
+
+def test_names_in_the_journey_exist() -> None:
+    sources = [*PACKAGE.rglob("*.py"), *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cpp")]
+    text = "\n".join(file.read_text() for file in sources)
+    names = {name for name in quoted(DOCS / "request.md") if re.fullmatch(r"[A-Za-z_]\w*((\.|::)\w+)*", name)}
+    parts = {part for name in names for part in re.split(r"\.|::", name)}
+    assert len(parts) > 30
+    missing = [part for part in parts if not re.search(rf"\b{part}\b", text)]
+    assert not missing
+
+
+@pytest.mark.parametrize("kind", [ChatFields, CompletionFields])
+def test_every_field_of_the_api_is_on_its_page(kind: type[msgspec.Struct]) -> None:
+    names = quoted(DOCS / "api.md")
+    assert not [name for name in kind.__struct_fields__ if name not in names]
+
+
+def test_every_refused_field_is_on_its_page() -> None:
+    assert not set(REFUSED) - quoted(DOCS / "api.md")
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert not [link for link in links if not (page.parent / link).exists()]
