@@ -6,8 +6,7 @@ nor a write costs one; ending a call, for whatever reason, aborts what of it sti
 
 import asyncio
 import time
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Callable, Sequence
 
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.errors import RequestError
@@ -21,13 +20,14 @@ SLOW_READER = "slow reader"  # the message of the cancellation that drops a clie
 class Call:
     """One API call. Read it with `take` until all its choices have ended."""
 
-    __slots__ = ("_chunks", "_error", "_pumps", "_streams", "_waiter", "deadline", "sending_since", "task")
+    __slots__ = ("_chunks", "_error", "_pumps", "_starting", "_streams", "_waiter", "deadline", "sending_since", "task")
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline  # by time.monotonic()
         self.sending_since = 0.0  # since when a write waits for the client; 0 = none does
         self.task = asyncio.current_task()
         self._streams: list[TokenStream] = []
+        self._starting: asyncio.Future[list[TokenStream | BaseException]] | None = None
         self._error: Exception | None = None
         # With several choices one task a choice gathers chunks here.
         self._pumps: list[asyncio.Task[None]] = []
@@ -39,24 +39,30 @@ class Call:
     ) -> None:
         """Hands over a request for each element of `sampling`; consecutive ones share a prompt.
 
-        Raises what EngineClient.add raises; then none of them runs.
+        Raises what EngineClient.add raises, or the error that the call is failed with; then none of them runs.
         """
-        if len(sampling) == 1:
-            self._streams = [await client.add(list(prompts[0]), sampling[0])]
-            self._check()
-            return
         each = len(sampling) // len(prompts)
-        added = await asyncio.gather(
+        added: list[TokenStream | BaseException]
+        if self._error is not None:
+            raise self._error
+        # The engine answers between two steps; `fail` need not wait for that.
+        self._starting = asyncio.gather(
             *(client.add(list(prompts[choice // each]), params) for choice, params in enumerate(sampling)),
             return_exceptions=True,
         )
+        try:
+            added = await self._starting
+        except asyncio.CancelledError:
+            self._check()
+            raise
         self._streams = [stream for stream in added if isinstance(stream, TokenStream)]
         for error in added:
             if isinstance(error, BaseException):
                 self.end()
                 raise error
         self._check()
-        self._pumps = [asyncio.create_task(self._pump(choice)) for choice in range(len(self._streams))]
+        if len(sampling) > 1:
+            self._pumps = [asyncio.create_task(self._pump(choice)) for choice in range(len(sampling))]
 
     async def _pump(self, choice: int) -> None:
         while (chunk := await self._streams[choice].next()) is not None:
@@ -94,6 +100,8 @@ class Call:
         """Ends the call; its reader gets `error`."""
         if self._error is None:
             self._error = error
+            if self._starting is not None:
+                self._starting.cancel()
             self.end()
             self._wake()
 
@@ -132,9 +140,10 @@ class Calls:
         if not self._open:
             self.idle.set()
 
-    def fail_all(self, error: RequestError) -> None:
+    def fail_all(self, error: Callable[[], RequestError]) -> None:
+        """Ends every call with an error of its own."""
         for call in list(self._open):
-            call.fail(copy(error))
+            call.fail(error())
 
     async def watch(self) -> None:
         """Enforces time limits, forever: of whole calls, and of writes that wait for a client."""

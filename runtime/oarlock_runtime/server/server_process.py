@@ -74,12 +74,14 @@ class _ServerProcess:
 
     async def _open(self) -> None:
         """Loads the tokenizer, waits for the engine, opens the service; ends when the engine is lost."""
-        loaded = asyncio.create_task(asyncio.to_thread(_load_tokenizer, self._settings.model))
-        engine = await self._client.connect(self._settings.start_timeout)
-        self._service.open(await loaded, engine)
+        tokenizer, engine = await asyncio.gather(
+            asyncio.to_thread(_load_tokenizer, self._settings.model),
+            self._client.connect(self._settings.start_timeout),
+        )
+        self._service.open(tokenizer, engine)
         self._control.send("ready")
         reason = await asyncio.shield(self._client.closed)
-        self._service.close(State.FAILED)
+        self._service.close(State.FAILED, now=True)
         await asyncio.sleep(_VERDICT_SECONDS)
         raise OarlockError(f"lost the engine: {reason}")
 
@@ -98,12 +100,10 @@ class _ServerProcess:
                 self._service.close(State.DRAINING)
                 self._draining = asyncio.create_task(self._drain())
             case "stop":
-                self._service.close(State.DRAINING)
-                stopping = RequestError("", "the server is stopping", 503, "server_stopping", kind="server_error")
-                self._service.calls.fail_all(stopping)
+                self._service.close(State.DRAINING, now=True)
                 self._web.should_exit = True
             case "failed":
-                self._service.close(State.FAILED)
+                self._service.close(State.FAILED, now=True)
                 self._web.should_exit = True
             case "scrape" if message is not None:
                 families = self._service.metrics.families(len(self._service.calls))

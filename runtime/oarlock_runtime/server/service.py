@@ -72,11 +72,11 @@ class Service:
         if self.state is State.LOADING:
             self.state = State.SERVING
 
-    def close(self, state: State) -> None:
-        """No more calls from now on; FAILED also ends those that run."""
+    def close(self, state: State, *, now: bool = False) -> None:
+        """No more calls from now on; `now` also ends those that run."""
         self.state = state
-        if state is State.FAILED:
-            self.calls.fail_all(self._closed())
+        if now:
+            self.calls.fail_all(self._closed)
 
     @property
     def healthy(self) -> bool:

@@ -65,20 +65,20 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
     if not settings.model:
         raise SettingError("no model is given: say `--model PATH`, or set MODEL_DIR")
     reporter = reporter or PlainReporter()
-    reporter.line("configuration (name, value, source):")
-    for line in settings.effective():
-        reporter.line("  " + line)
-    health = listen(settings, "health_port")[0]
-    metrics = listen(settings, "metrics_port")[0]
-    api = listen(settings, "port", settings.server_processes)
-    made = None if settings.run_dir else tempfile.mkdtemp(prefix="oarlock-")
-    run_dir = made or settings.run_dir
-    os.makedirs(run_dir, mode=0o700, exist_ok=True)
-    try:
-        return asyncio.run(_Supervisor(replace(settings, run_dir=run_dir), reporter, started).run(health, metrics, api))
-    finally:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            [stack.enter_context(one) for one in listen(settings, name, share)]
+            for name, share in (("health_port", 1), ("metrics_port", 1), ("port", settings.server_processes))
+        ]
+        reporter.line("configuration (name, value, source):")
+        for line in settings.effective():
+            reporter.line("  " + line)
+        if not settings.run_dir:
+            made = tempfile.mkdtemp(prefix="oarlock-")
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
+            settings = replace(settings, run_dir=made)
+        os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
+        return asyncio.run(_Supervisor(settings, reporter, started).run(*sockets))
 
 
 class _FailedError(OarlockError):
@@ -99,14 +99,14 @@ class _Supervisor:
         self._scrapes: dict[int, _Scrape] = {}
         self._last_scrape = 0
 
-    async def run(self, health: socket.socket, metrics: socket.socket, api: list[socket.socket]) -> int:
+    async def run(self, health: list[socket.socket], metrics: list[socket.socket], api: list[socket.socket]) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         pages = [LightHttp(self._health.pages()), LightHttp({"/metrics": self._metrics})]
-        await pages[0].start(health)
-        await pages[1].start(metrics)
+        await pages[0].start(health[0])
+        await pages[1].start(metrics[0])
         code = 1
         try:
             code = await self._live(api)

@@ -38,7 +38,7 @@ def parse(body: bytes, kind: type[F]) -> F:
         return fields
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         first = error
-    document = _plain(body)
+    document = _plain(body, first)
     _pass_over_harmless(document, kind)
     try:
         return msgspec.convert(document, kind, str_keys=True)
@@ -48,7 +48,7 @@ def parse(body: bytes, kind: type[F]) -> F:
         _explain(str(error), document, kind)
 
 
-def _plain(body: bytes) -> dict[str, Any]:
+def _plain(body: bytes, first: Exception) -> dict[str, Any]:
     if not body.strip():
         raise RequestError("", "the body is empty; it must be a JSON object")
     try:
@@ -60,8 +60,12 @@ def _plain(body: bytes) -> dict[str, Any]:
             "", f"the body is not valid UTF-8: {error.reason} at byte {error.start} of a string"
         ) from None
     except msgspec.MsgspecError as error:
-        reason = str(error).removeprefix("JSON is malformed: ")
-        raise RequestError("", f"the body is not valid JSON: {reason}", code="invalid_json") from None
+        # The typed attempt stopped at the same place, and knows it by its field's name.
+        told = str(first) if str(first).startswith(str(error).partition(" - at ")[0]) else str(error)
+        match = _PLACE.match(told.removeprefix("JSON is malformed: "))
+        what, field = (match["what"], match["path"] or "") if match else (told, "")
+        place = f" at {field}" if field else ""
+        raise RequestError(field, f"the body is not valid JSON: {what.lower()}{place}", code="invalid_json") from None
     if not isinstance(document, dict):
         raise RequestError("", f"the body is {_told(document)}; it must be a JSON object")
     return document
