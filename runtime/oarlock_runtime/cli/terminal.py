@@ -71,19 +71,15 @@ def progress(title: str, in_bytes: bool = False) -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     counts: list[ProgressColumn] = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        *counts,
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    ends = [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    columns = [TextColumn("{task.description}"), BarColumn(), *counts, *ends]
+    # What counts no bytes may be a measurement, beside which nothing should run: it is drawn when it moves.
+    with Bars(*columns, console=Console(stderr=True), auto_refresh=in_bytes) as bars:
         task = bars.add_task(title, total=None, note="")
 
         class TerminalProgress:
             def update(self, done: float, total: float | None = None, note: str = "") -> None:
-                bars.update(task, completed=done, total=total, note=note)
+                bars.update(task, completed=done, total=total, note=note, refresh=not in_bytes)
 
         yield TerminalProgress()
 
@@ -91,12 +87,13 @@ def progress(title: str, in_bytes: bool = False) -> Iterator[Progress]:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table on stdout: drawn on a terminal, columns padded with spaces in a pipe. The first column is text."""
     if sys.stdout.isatty():
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
-        drawn = Table(title=title, title_justify="left", title_style="bold")
+        drawn = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(columns):
-            drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+            drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=index == 0)
         for row in rows:
             drawn.add_row(*row)
         Console().print(drawn)

@@ -81,9 +81,9 @@ def row(server: str, streams: str, runs: Sequence[Figures]) -> list[str]:
         f"{shown.ok}/{shown.failed}",
         f"{shown.output_rate:.1f}{spread}",
         f"{shown.total_rate:.0f}",
-        " / ".join(f"{1000 * value:.0f}" for value in shown.first),
-        " / ".join(f"{1000 * value:.1f}" for value in shown.per_token),
-        " / ".join(f"{value:.2f}" for value in shown.whole),
+        "/".join(f"{1000 * value:.0f}" for value in shown.first),
+        "/".join(f"{1000 * value:.1f}" for value in shown.per_token),
+        "/".join(f"{value:.2f}" for value in shown.whole),
     ]
 
 

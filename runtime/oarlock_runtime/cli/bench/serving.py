@@ -165,7 +165,7 @@ def show(results: Sequence[dict[str, Any]], workload: Workload, repeats: int) ->
         if servers == 2 and index % 2 == 1:
             rows.append(report.ratio_row(streams, results[index - 1]["runs"], result["runs"]))
     of = f"medians of {repeats} runs" if repeats > 1 else "one run"
-    table(f"{workload.describe()}; {of}; times p50 / p90 / p99", report.COLUMNS, rows)
+    table(f"{workload.describe()}; {of}; times p50/p90/p99", report.COLUMNS, rows)
     short = sum(run.short for result in results for run in result["runs"])
     if short:
         say(f"{short} tokens fewer came than were asked for: an answer ended early (does the server know ignore_eos?)")
