@@ -44,6 +44,7 @@ class Facts:
     now: datetime
     progress_time: datetime
     download: DownloadProgress | None
+    refused: str = ""
 
     @property
     def serving(self) -> list[Group]:
@@ -133,6 +134,8 @@ def _obstacle(facts: Facts) -> tuple[str, str]:
     tired = [group for group in behind if exhausted(group, facts.spec.restart, facts.now)]
     if tired:
         return "RestartBudgetExhausted", _rests(tired[0])
+    if facts.refused:
+        return "PodsRefused", facts.refused
     for group in behind:
         for member in group.members:
             if member.state == "Pending" and member.message:
@@ -201,6 +204,8 @@ def _degraded(facts: Facts) -> Verdict:
     for group in facts.groups:
         if group.state != "Ready" and exhausted(group, facts.spec.restart, facts.now):
             return Verdict("Degraded", "True", "RestartBudgetExhausted", _rests(group))
+    if facts.refused:
+        return Verdict("Degraded", "True", "PodsRefused", facts.refused)
     for group in facts.groups:
         if group.state == "Waiting":
             return Verdict("Degraded", "True", "RestartBackOff", f"group {group.index}: {group.message}")

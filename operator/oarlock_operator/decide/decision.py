@@ -313,7 +313,16 @@ class _Round:
             {name: one for name, one in self.snapshot.progress.items() if name in fetching}
         ) or (self.status.download if fetching else None)
         progress_time = self._progress_time(len(serving), len(updated))
-        facts = Facts(self.spec, alive, len(groups) - len(alive), self.revision, self.now, progress_time, download)
+        facts = Facts(
+            self.spec,
+            alive,
+            len(groups) - len(alive),
+            self.revision,
+            self.now,
+            progress_time,
+            download,
+            self.snapshot.refused,
+        )
         found = conditions(facts, self.status.conditions, self.deployment.generation)
         if any(one.type == "Progressing" and one.status == "True" for one in found):
             due = progress_time + timedelta(seconds=self.spec.rollout.progress_deadline_seconds + 1)
@@ -359,7 +368,7 @@ class _Round:
             old_condition = earlier.get(condition.type)
             if old_condition is not None and old_condition.reason == condition.reason:
                 continue
-            if condition.reason in ("DownloadFailed", "ImagePullFailed", "InsufficientCapacity"):
+            if condition.reason in ("DownloadFailed", "ImagePullFailed", "InsufficientCapacity", "PodsRefused"):
                 if condition.type == "Ready":
                     found.append(Event(condition.reason, condition.message, "Warning"))
             elif condition.reason == "ProgressDeadlineExceeded":

@@ -88,6 +88,7 @@ class Snapshot:
     pods: tuple[Pod, ...] = ()
     objects: Mapping[tuple[str, str], Object] = field(default_factory=dict)  # (kind, name): as observed
     progress: Mapping[str, Progress] = field(default_factory=dict)  # by pod name
+    refused: str = ""  # why the API server lately refused to create a pod: a quota, a policy, …
 
 
 def parse_time(text: str | None) -> datetime | None:

@@ -5,7 +5,7 @@ from typing import Any
 from oarlock_operator.api import names
 from oarlock_operator.api.deployment import ModelDeployment
 from oarlock_operator.api.server import Env, SecretKey, Server
-from oarlock_operator.render.volumes import draft_path, model_path
+from oarlock_operator.render.volumes import MODELS
 
 EnvList = list[dict[str, Any]]
 
@@ -26,7 +26,9 @@ def server_environment(deployment: ModelDeployment) -> EnvList:
     """The server container's variables. A variable of `spec.env` takes the place of ours with the same name."""
     spec = deployment.spec
     found = [
-        _value("MODEL_DIR", model_path(spec.model.source)),
+        # The server finds in its cache what the download container put there, by the same address.
+        _value("MODEL_DIR", spec.model.source),
+        _value("OARLOCK_CACHE_DIR", MODELS),
         _value("OARLOCK_SERVED_MODEL_NAME", spec.model.name or deployment.name),
         _value("OARLOCK_HOST", "0.0.0.0"),
         _value("HOME", "/tmp"),
@@ -74,7 +76,7 @@ def _speculation(deployment: ModelDeployment) -> EnvList:
         return []
     values = {
         "SPECULATE_METHOD": speculative.method,
-        "SPECULATE_MODEL_PATH": speculative.source and draft_path(speculative.source),
+        "SPECULATE_MODEL_PATH": speculative.source,
         "SPECULATE_MODEL_QUANT_TYPE": speculative.quantization,
         "SPECULATE_MAX_DRAFT_TOKEN_NUM": speculative.max_draft_tokens,
         "SPECULATE_MAX_NGRAM_SIZE": speculative.max_ngram_size,

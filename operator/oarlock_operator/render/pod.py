@@ -15,11 +15,10 @@ from oarlock_operator.render.environment import download_environment, server_env
 from oarlock_operator.render.placement import placement
 from oarlock_operator.render.settings import RenderSettings
 from oarlock_operator.render.volumes import (
+    MODELS,
     ROSTER,
     download_mounts,
     downloads,
-    draft_path,
-    model_path,
     pod_volumes,
     roster_mounts,
     server_mounts,
@@ -131,21 +130,20 @@ def _probe(question: str) -> dict[str, Any]:
 
 def _download_containers(deployment: ModelDeployment, settings: RenderSettings) -> list[dict[str, Any]]:
     model = deployment.spec.model
-    wanted = [(names.DOWNLOAD_CONTAINER, model.source, model_path(model.source))]
+    wanted = [(names.DOWNLOAD_CONTAINER, model.source)]
     if model.speculative is not None and model.speculative.source is not None:
-        source = model.speculative.source
-        wanted.append((names.DRAFT_DOWNLOAD_CONTAINER, source, draft_path(source)))
+        wanted.append((names.DRAFT_DOWNLOAD_CONTAINER, model.speculative.source))
     return [
         _container(
             name,
             deployment,
             settings,
-            command=["oarlock", "download", source, "--to", path],
+            command=["oarlock", "download", source, "--cache-dir", MODELS],
             env=download_environment(deployment),
             resources=_resources(deployment.spec.download.resources),
             volumeMounts=download_mounts(),
         )
-        for name, source, path in wanted
+        for name, source in wanted
         if downloads(source)
     ]
 

@@ -1,12 +1,11 @@
 """The folders of a pod: the model's files, /dev/shm, /tmp, and the roster as files."""
 
-import hashlib
-import re
 from typing import Any
 
 from oarlock_operator.api import names
 from oarlock_operator.api.deployment import ModelDeployment
 
+# The cache that the download fills and the server reads: what is complete is found again, locks keep pods apart.
 MODELS = "/models"
 ROSTER = "/etc/oarlock/roster"
 
@@ -14,19 +13,6 @@ ROSTER = "/etc/oarlock/roster"
 def downloads(source: str) -> bool:
     """Whether the source has to be fetched; a path is there already."""
     return not source.startswith("/")
-
-
-def model_path(source: str) -> str:
-    """Where the server finds the model. One folder a source, so that deployments may share a claim."""
-    if not downloads(source):
-        return source
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", source.split("://", 1)[1]).strip("-.")[:60]
-    return f"{MODELS}/{readable}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-
-
-def draft_path(source: str) -> str:
-    """Where the server finds the draft model."""
-    return model_path(source)
 
 
 def pod_volumes(deployment: ModelDeployment) -> list[dict[str, Any]]:

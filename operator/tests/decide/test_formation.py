@@ -133,3 +133,11 @@ def test_host_path_is_refused_by_default() -> None:
     world.settings = replace(world.settings, allow_host_path=True)
     world.run(15)
     assert world.condition("Ready").status == "True"
+
+
+def test_refused_pods_are_said() -> None:
+    world = World()
+    world.refused = "pods is forbidden: exceeded quota"
+    world.run(2)
+    assert world.condition("Ready").reason == world.condition("Degraded").reason == "PodsRefused"
+    assert "exceeded quota" in world.condition("Ready").message and "PodsRefused" in world.reasons()

@@ -44,6 +44,7 @@ class World:
         self.loading = False  # while True, servers don't become ready
         self.scheduling = True  # while False, pods find no node
         self.broken: set[str] = set()  # revisions whose server dies at once
+        self.refused = ""
         self.writes = 0
         self._number = 0
 
@@ -51,7 +52,15 @@ class World:
 
     def snapshot(self) -> Snapshot:
         pods = tuple(self.pods[name] for name in sorted(self.pods))
-        return Snapshot(self.now, parse(self.body), self.deletion_time, pods, dict(self.objects), dict(self.progress))
+        return Snapshot(
+            self.now,
+            parse(self.body),
+            self.deletion_time,
+            pods,
+            dict(self.objects),
+            dict(self.progress),
+            self.refused,
+        )
 
     def decide(self) -> Decision:
         return decide(self.snapshot(), self.settings)

@@ -1,0 +1,148 @@
+"""The reconcile loop: one asyncio task a ModelDeployment, woken by events and timers; observe, decide, apply, again.
+
+A round that fails is tried again after a pause that doubles. Rounds of one deployment never overlap; at most
+`PARALLEL` deployments are worked on at once.
+"""
+
+import asyncio
+import logging
+import time
+
+from oarlock_operator.api.deployment import SpecError
+from oarlock_operator.api.status import ModelDeploymentStatus
+from oarlock_operator.controller.cluster import Cluster, Conflict, Key
+from oarlock_operator.controller.metrics import Metrics
+from oarlock_operator.decide.actions import Decision, Event
+from oarlock_operator.decide.decision import decide
+from oarlock_operator.decide.snapshot import Snapshot
+from oarlock_operator.render.settings import RenderSettings
+
+PARALLEL = 32
+RESYNC_SECONDS = 300.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_ROUND_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Owns the tasks. `wake` may be called at any time, also for deployments that don't exist."""
+
+    def __init__(self, cluster: Cluster, settings: RenderSettings, metrics: Metrics) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._metrics = metrics
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._woken: dict[Key, asyncio.Event] = {}
+        self._since: dict[Key, float] = {}
+        self._slots = asyncio.Semaphore(PARALLEL)
+
+    def wake(self, key: Key) -> None:
+        """Something about this deployment may have changed."""
+        self._since.setdefault(key, time.monotonic())
+        self._woken.setdefault(key, asyncio.Event()).set()
+        if key not in self._tasks:
+            self._tasks[key] = asyncio.create_task(self._look_after(key), name=f"reconcile {key[0]}/{key[1]}")
+            self._metrics.deployments.set(len(self._tasks))
+
+    async def close(self) -> None:
+        """Ends all tasks where they are; whoever comes next goes on from there."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look_after(self, key: Key) -> None:
+        pause = _FIRST_PAUSE
+        wait = 0.0
+        woken = self._woken[key]
+        while True:
+            if wait > 0:
+                try:
+                    await asyncio.wait_for(woken.wait(), wait)
+                except TimeoutError:
+                    self._since.setdefault(key, time.monotonic())
+            woken.clear()
+            async with self._slots:
+                self._metrics.queueing.observe(time.monotonic() - self._since.pop(key, time.monotonic()))
+                try:
+                    async with asyncio.timeout(_ROUND_SECONDS):
+                        decision = await self._round(key)
+                    pause = _FIRST_PAUSE
+                except Conflict:
+                    wait = 0.05
+                    continue
+                except Exception as error:
+                    self._metrics.errors.inc()
+                    log.warning("%s/%s: %s; next try in %.1f s", *key, _text(error), pause)
+                    log.debug("traceback", exc_info=error)
+                    woken.clear()
+                    # Events don't shorten the pause: they may be the failure's own.
+                    wait, pause = pause, min(pause * 2, _LONGEST_PAUSE)
+                    await asyncio.sleep(wait)
+                    wait = 0.0
+                    continue
+            if decision is None:
+                break
+            wait = (
+                RESYNC_SECONDS if decision.wake_after is None else min(max(decision.wake_after, 0.05), RESYNC_SECONDS)
+            )
+        del self._tasks[key], self._woken[key]
+        self._metrics.deployments.set(len(self._tasks))
+
+    async def _round(self, key: Key) -> Decision | None:
+        """One round; None when the deployment is gone."""
+        begin = time.monotonic()
+        try:
+            snapshot = self._cluster.snapshot(key)
+        except SpecError as error:
+            await self._cluster.report_unreadable(key, str(error))
+            return Decision(ModelDeploymentStatus())
+        if snapshot is None:
+            return None
+        deployment = snapshot.deployment
+        decision = decide(snapshot, self._settings)
+        try:
+            # First the status, then what it announces: see api/status.py.
+            if decision.status != deployment.status:
+                await self._cluster.write_status(deployment, decision.status)
+            self._count(snapshot, decision)
+            for event in decision.events:
+                await self._report(snapshot, event)
+            results = await asyncio.gather(
+                *(self._cluster.carry_out(deployment, action) for action in decision.actions), return_exceptions=True
+            )
+            failed = [result for result in results if isinstance(result, BaseException)]
+            if failed:
+                raise failed[0]
+        except Conflict:
+            await self._cluster.refresh(key)
+            raise
+        finally:
+            self._metrics.reconcile.observe(time.monotonic() - begin)
+        if decision.downloading:
+            await self._cluster.sample_progress(deployment, decision.downloading)
+        return decision
+
+    async def _report(self, snapshot: Snapshot, event: Event) -> None:
+        log.info("%s/%s: %s: %s", snapshot.deployment.namespace, snapshot.deployment.name, event.reason, event.message)
+        try:
+            await self._cluster.report(snapshot.deployment, event)
+        except Exception as error:
+            # An event that can't be posted must not hold up what it is about.
+            log.warning("event %s not posted: %s", event.reason, _text(error))
+
+    def _count(self, snapshot: Snapshot, decision: Decision) -> None:
+        before = {group.index: group for group in snapshot.deployment.status.groups}
+        for group in decision.status.groups:
+            old = before.get(group.index)
+            if old is not None and group.restarts > old.restarts:
+                key = (snapshot.deployment.namespace, snapshot.deployment.name)
+                self._metrics.restarts.labels(*key).inc()
+            newly = group.ready_time is not None and (old is None or old.ready_time != group.ready_time)
+            if newly and group.ready_time and group.started_time:
+                self._metrics.formation.observe((group.ready_time - group.started_time).total_seconds())
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
