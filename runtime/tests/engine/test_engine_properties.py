@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from support.toy_executor import ToyExecutor, expected_tokens, toy_alternative, toy_logprob
 
+from oarlock_runtime.engine import kv_cache
 from oarlock_runtime.engine.config import EngineConfig
 from oarlock_runtime.engine.engine import Engine
 from oarlock_runtime.engine.plan import BLOCK_TOKENS
@@ -14,38 +16,39 @@ from oarlock_runtime.engine.request import Finish, QueueFull, Request
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.errors import RequestError
 
-VOCAB, EOS, BROKEN = 61, (3, 4), 60
-FAMILIES = [np.random.default_rng(family).integers(5, 60, 400).astype(np.int32) for family in range(2)]
+VOCAB, EOS, BROKEN = 509, (3, 4), 508
+TEXT = np.random.default_rng(1).integers(5, BROKEN, 400).astype(np.int32)
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> EngineConfig:
-    max_sequences = draw(st.integers(1, 6))
+def configs(draw: st.DrawFn, crowded: bool) -> EngineConfig:
+    """crowded: more sequences than the pool holds to their end."""
+    max_sequences = draw(st.sampled_from([4, 6] if crowded else [1, 2, 3]))
     return EngineConfig(
         vocab=VOCAB,
-        max_context=draw(st.integers(2, 400)),
+        max_context=500 if crowded else draw(st.sampled_from([500, 257, 130])),
         max_sequences=max_sequences,
-        max_batched_tokens=draw(st.integers(max_sequences, 160)),
-        max_rows=draw(st.integers(max_sequences, 12)),
-        blocks=draw(st.integers(1, 14)),
-        max_waiting=draw(st.integers(1, 8)),
+        max_batched_tokens=max_sequences + draw(st.sampled_from([0, 10, 64, 100, 160])),
+        max_rows=max_sequences + draw(st.sampled_from([0, 1, 20])),
+        blocks=draw(st.sampled_from([7, 8, 9, 10] if crowded else [1, 5, 14, 30])),
+        max_waiting=draw(st.sampled_from([8, 1])),
         eos_ids=EOS,
-        prefix_cache=draw(st.booleans()),
+        prefix_cache=draw(st.sampled_from([True, True, False])),
     )
 
 
 @st.composite
 def prompts(draw: st.DrawFn) -> np.ndarray:
-    shared = FAMILIES[draw(st.integers(0, 1))][
-        : draw(st.sampled_from([0, 1, 63, 64, 65, 128, 150, 192, 200, 256, 300]))
-    ]
-    own = draw(st.lists(st.integers(0, VOCAB - 1), min_size=0 if len(shared) else 1, max_size=8))
-    return np.concatenate((shared, np.array(own, np.int32))).astype(np.int32)
+    """Beginnings of one text, some behind 64 other tokens, many of whole blocks, some with tokens of their own."""
+    length = draw(st.sampled_from([128, 150, 192, 200, 256, 65, 64, 63, 1, 0]))
+    before = TEXT[64:128] if draw(st.integers(0, 3)) == 0 else TEXT[:0]
+    own = draw(st.lists(st.integers(0, VOCAB - 1), min_size=0 if length else 1, max_size=3))
+    return np.concatenate((before, TEXT[:length], np.array(own, np.int32))).astype(np.int32)
 
 
 @st.composite
-def samplings(draw: st.DrawFn) -> SamplingParams:
-    max_tokens = draw(st.sampled_from([0, 1, 2, 5, 64, 130, 200]))
+def samplings(draw: st.DrawFn, crowded: bool) -> SamplingParams:
+    max_tokens = draw(st.sampled_from([300, 200, 130] if crowded else [64, 2, 1, 0]))
     penalties = draw(st.sampled_from([(1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.5, 0.25, -0.5), (1.0, 0.5, 0.0)]))
     return SamplingParams(
         max_tokens=max_tokens,
@@ -59,7 +62,7 @@ def samplings(draw: st.DrawFn) -> SamplingParams:
         seed=draw(st.integers(-(1 << 63), (1 << 64) - 1)),
         logit_bias=draw(st.sampled_from([{}, {}, {7: 2.5, 3: -1.0}])),
         stop_token_ids=draw(st.sampled_from([(), (), (9,), (9, 10, 11, 12, 13)])),
-        ignore_eos=draw(st.booleans()),
+        ignore_eos=crowded or draw(st.booleans()),
         top_logprobs=draw(st.sampled_from([-1, -1, 0, 2])),
         prompt_logprobs=draw(st.sampled_from([-1, -1, -1, 0, 3])),
     )
@@ -189,16 +192,26 @@ class World:
             }
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(st.data())
-def test_each_request_gets_what_it_would_get_alone(data: st.DataObject) -> None:
-    world = World(data.draw(configs()))
-    for _ in range(data.draw(st.integers(1, 14))):
-        match data.draw(st.sampled_from(["add", "add", "add", "step", "steps", "abort"])):
+@pytest.mark.parametrize("crowded", [False, True])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data())
+def test_each_request_gets_what_it_would_get_alone(crowded: bool, data: st.DataObject) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if crowded:
+            patch.setattr(kv_cache, "ROOM_BLOCKS", 0)  # as many preemptions as can be
+        live(World(data.draw(configs(crowded))), crowded, data)
+
+
+def live(world: World, crowded: bool, data: st.DataObject) -> None:
+    """Random events, then the end of all requests."""
+    texts = data.draw(st.lists(prompts(), min_size=1, max_size=2))
+    for event_name in ["add", *data.draw(st.lists(st.sampled_from(["steps", "add", "step", "abort"]), max_size=9))]:
+        match event_name:
             case "add":
-                prompt, sampling = data.draw(prompts()), data.draw(samplings())
-                for _ in range(data.draw(st.sampled_from([1, 1, 3]))):
-                    world.add(prompt, sampling, data.draw(st.sampled_from(["", "", "other"])))
+                for _ in range(4 if crowded else data.draw(st.sampled_from([1, 2, 4]))):
+                    sampling = data.draw(samplings(crowded))
+                    salt = data.draw(st.sampled_from(["", "", "salt"]))
+                    world.add(data.draw(st.sampled_from(texts)), sampling, salt)
             case "step":
                 world.step()
             case "steps":
@@ -209,6 +222,6 @@ def test_each_request_gets_what_it_would_get_alone(data: st.DataObject) -> None:
     world.finish()
     stats = world.engine.stats()
     event(f"preempted: {stats.preemptions_total > 0}")
-    event(f"prefix hits: {stats.prefix_hits_total > 0}")
+    event(f"shared: {stats.prefix_hits_total > 0}")
     assert stats.prefix_hits_total % BLOCK_TOKENS == 0
     assert stats.blocks_used == stats.running == stats.waiting == 0

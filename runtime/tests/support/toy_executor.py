@@ -58,7 +58,9 @@ class ToyExecutor:
 
     def _row(self, plan: StepPlan, row: int) -> tuple[int, float, list[int], list[float], int]:
         context = self._context(plan, int(plan.sample_rows[row]))
-        top = [toy_alternative(context, place, self.vocab) for place in range(MAX_TOP_LOGPROBS)]
+        wanted = 0 if plan.top_logprobs is None else max(0, int(plan.top_logprobs[row]))
+        top = [toy_alternative(context, place, self.vocab) for place in range(wanted)]
+        top += [(-1, np.nan)] * (MAX_TOP_LOGPROBS - wanted)
         history = None
         if plan.history_starts is not None:
             part = slice(plan.history_starts[row], plan.history_starts[row + 1])
@@ -87,16 +89,16 @@ class ToyExecutor:
         return token, toy_logprob(context, token), [i for i, _ in top], [value for _, value in top], status
 
 
-def _checksum(*parts: object) -> int:
-    return zlib.crc32(repr(parts).encode())
+def _checksum(context: np.ndarray, *parts: object) -> int:
+    return zlib.crc32(repr(parts).encode(), zlib.crc32(context.astype(np.int64).tobytes()))
 
 
 def toy_logprob(context: np.ndarray, token: int) -> float:
-    return -(_checksum(context.tolist(), token) % 1000) / 128
+    return -(_checksum(context, token) % 1000) / 128
 
 
 def toy_alternative(context: np.ndarray, place: int, vocab: int) -> tuple[int, float]:
-    token = (_checksum(context.tolist()) + place) % vocab
+    token = (_checksum(context) + place) % vocab
     return token, toy_logprob(context, token)
 
 
@@ -111,7 +113,7 @@ def toy_token(
 ) -> int:
     finite = sorted((token, value) for token, value in bias.items() if np.isfinite(value))
     drawn = (temperature, filters, draw) if temperature else None
-    token = _checksum(context.astype(np.int64).tolist(), drawn, history, finite) % vocab
+    token = _checksum(context, drawn, history, finite) % vocab
     while bias.get(token, 0.0) == -np.inf:
         token = (token + 1) % vocab
     return token
