@@ -41,12 +41,13 @@ def listen(settings: Settings, name: str, share: int = 1) -> list[socket.socket]
 
 
 def _bound(family: int, address: tuple[object, ...], shared: bool, patience: float) -> socket.socket:
-    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio asks for the protocol
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # The kernel gives up on peers that are gone or take nothing; connections inherit this from the listener.
+        # Connections inherit these: no delay, and the kernel gives up on peers that are gone or take nothing.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)

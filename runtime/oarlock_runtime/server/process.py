@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -49,10 +50,17 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def allow_many_files() -> None:
+    """Raises the limit of open files as far as it goes: each client is one, and 1024 would be few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def run(main: Callable[[Control, Settings, dict[str, Any]], None]) -> None:
     """The frame of `python -m MODULE CONTROL_FD PARENT_PID`: calls main(control, settings, first message)."""
     die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's business
+    allow_many_files()
     control = Control(socket.socket(fileno=int(sys.argv[1])))
     first = control.receive()
     if first is None:

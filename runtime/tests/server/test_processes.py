@@ -204,3 +204,27 @@ def test_a_busy_port_is_named_before_anything_is_started(tmp_path: Path) -> None
             )
             with pytest.raises(SettingError, match=f"port {busy} of 127.0.0.1 .--port. is in use"):
                 main(settings)
+
+
+def test_a_full_queue_gives_429_and_the_rest_is_served(tiny_model: Path, tmp_path: Path) -> None:
+    with served(tiny_model, tmp_path, "--max-sequences", "1", "--queue-limit", "2") as server:
+        engine = server.children()["engine_process"]
+        os.kill(engine, signal.SIGSTOP)  # so that all of them are there before the first is taken
+        answers: list[httpx.Response] = []
+        body = {**LONG, "max_tokens": 20}
+        threads = [
+            threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/v1/completions", json=body)))
+            for _ in range(12)
+        ]
+        for thread in threads:
+            thread.start()
+        until(lambda: server.metric("oarlock_calls_open") == 12)
+        os.kill(engine, signal.SIGCONT)
+        for thread in threads:
+            thread.join(20)
+        refused = [answer for answer in answers if answer.status_code == 429]
+        served_well = [answer for answer in answers if answer.status_code == 200]
+        assert len(refused) + len(served_well) == 12 and len(served_well) >= 2 and len(refused) >= 5
+        assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+        assert all(answer.json()["error"]["type"] == "rate_limit_error" for answer in refused)
+        until(lambda: server.metric("oarlock_requests_rejected_total") == len(refused))

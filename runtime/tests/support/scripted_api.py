@@ -108,12 +108,13 @@ def _score(token: int, top: int) -> Logprob:
 class ScriptedApi:
     """A running server; `client` is the engine's stand-in, `service` what the endpoints share."""
 
-    def __init__(self, tokenizer: Tokenizer, settings: Settings) -> None:
+    def __init__(self, tokenizer: Tokenizer, settings: Settings, send_buffer: int) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self._started = threading.Event()
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)  # so that slow readers show soon
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        if send_buffer:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen()
         self.port: int = self._listener.getsockname()[1]
@@ -144,9 +145,9 @@ class ScriptedApi:
 
 
 @contextmanager
-def scripted_api(tokenizer: Tokenizer, **settings: Any) -> Iterator[ScriptedApi]:
-    """A server with `settings` for as long as the block lasts."""
-    api = ScriptedApi(tokenizer, Settings(model=str(Path("models/tiny")), **settings))
+def scripted_api(tokenizer: Tokenizer, send_buffer: int = 0, **settings: Any) -> Iterator[ScriptedApi]:
+    """A server with `settings`; a small `send_buffer` (bytes, 0: the kernel's) shows slow readers sooner."""
+    api = ScriptedApi(tokenizer, Settings(model=str(Path("models/tiny")), **settings), send_buffer)
     api.start()
     try:
         yield api
