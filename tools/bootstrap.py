@@ -266,7 +266,7 @@ def download():
 
 def tool(name, *arguments):
     """Runs a tool of .venv; returns whether it was content."""
-    say(" ".join((name, *arguments[:3])))
+    say(" ".join((name, *(word for word in arguments if not os.path.isabs(word)))))
     return subprocess.call([os.path.join(BIN, name), *list(arguments)], cwd=ROOT) == 0
 
 
