@@ -83,7 +83,14 @@ class World:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.engine = Engine(ToyExecutor(VOCAB, config.blocks, broken_token=BROKEN), config)
+        executor = ToyExecutor(
+            VOCAB,
+            config.blocks,
+            broken_token=BROKEN,
+            max_tokens=config.max_batched_tokens,
+            max_rows=config.max_rows,
+        )
+        self.engine = Engine(executor, config)
         self.seen: dict[int, Seen] = {}
         self.aborted: set[int] = set()
 

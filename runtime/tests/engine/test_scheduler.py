@@ -137,7 +137,9 @@ def test_the_last_arrived_gives_way_and_comes_back_with_the_same_result() -> Non
     steps.add(1, 60, max_tokens=400)
     steps.add(2, 60, max_tokens=300)
     while steps.scheduler.has_work:
+        before = len(steps.tokens.get(1, []))
         steps.step()
+        assert len(steps.tokens[1]) == before + 1 or before == 400, "the first that arrived never waits"
     assert steps.scheduler.counters.preemptions == 1
     assert steps.tokens[2] == alone.tokens[2] and len(steps.tokens[1]) == 400
 
@@ -219,6 +221,16 @@ def test_a_row_without_a_distribution_ends_its_request_alone() -> None:
     assert output.finish.tolist() == [Finish.ERROR, Finish.RUNNING] and output.token_ids[0] == -1
     assert [failure.request_id for failure in output.failures] == [1]
     assert steps.scheduler.request_ids == [2]
+
+
+def test_what_a_failed_request_has_cached_is_not_used_again() -> None:
+    steps = Steps()
+    steps.executor.broken_token = 999
+    prompt = np.array([*range(64), 999], np.int32)
+    steps.scheduler.add(Request(1, prompt, SamplingParams()), 0)
+    steps.step()
+    steps.scheduler.add(Request(2, prompt, SamplingParams()), 0)
+    assert lengths(steps.step()) == [65]
 
 
 def test_refusals_name_what_is_wrong() -> None:

@@ -15,8 +15,11 @@ from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
 
 
 class ToyExecutor:
-    def __init__(self, vocab: int, blocks: int, *, broken_token: int = -1) -> None:
+    def __init__(
+        self, vocab: int, blocks: int, *, broken_token: int = -1, max_tokens: int = 0, max_rows: int = 0
+    ) -> None:
         self.vocab = vocab
+        self.max_tokens, self.max_rows = max_tokens or 1 << 30, max_rows or 1 << 30
         self.broken_token = broken_token  # a context that ends with it has NaN for logits
         self.steps = 0
         self._tokens = np.full(blocks * BLOCK_TOKENS, -1, np.int64)
@@ -34,6 +37,7 @@ class ToyExecutor:
         for array in (plan.token_ids, plan.positions, plan.slots, plan.query_starts, plan.context_lens, plan.top_k):
             assert array.dtype == np.int32 and array.flags.c_contiguous
         assert plan.block_tables.flags.c_contiguous
+        assert len(plan.token_ids) <= self.max_tokens and len(plan.sample_rows) <= self.max_rows
         assert len(set(plan.slots.tolist())) == len(plan.slots), "two tokens in one slot"
         self._tokens[plan.slots] = plan.token_ids
         self._positions[plan.slots] = plan.positions
