@@ -24,7 +24,7 @@ INSTALLED = {
 }
 GO = "1.25"  # the oldest that builds all of this
 
-BINARIES = (*KUBERNETES_COMMANDS, "etcd", *CONTAINERD_COMMANDS, *INSTALLED)
+BINARIES = (*KUBERNETES_COMMANDS, "etcd", *CONTAINERD_COMMANDS, *INSTALLED, "pause.tar")
 
 
 def bin_dir() -> Path:

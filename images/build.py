@@ -1,0 +1,122 @@
+"""Builds the images with buildah, without a registry or a daemon: `python3 images/build.py operator runtime-cpu`.
+
+Each ends as an OCI archive in --out, to be pushed, or loaded into nodes. Without --base the base is Python's slim
+image; --debootstrap makes one from Debian's packages, for machines that reach no registry.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ("operator", "runtime-cpu")
+_SUITE = "bookworm"
+_PACKAGES = "python3,python3-venv,ca-certificates"
+_STEP_SECONDS = 3600
+
+
+class BuildError(Exception):
+    """A step failed; the text says which and why."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("images/build.py", description=__doc__, formatter_class=_Text)
+    parser.add_argument("images", nargs="+", choices=IMAGES, metavar="IMAGE", help=", ".join(IMAGES))
+    parser.add_argument("--base", help="image that the final stages start from; it must have Python 3.11 or newer")
+    parser.add_argument("--debootstrap", action="store_true", help="make the base from Debian's packages (needs root)")
+    parser.add_argument("--tag", default=_version(), help="tag of the images (default: the project's version)")
+    parser.add_argument("--prefix", default="localhost/oarlock", help="name before /operator and /runtime-cpu")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist" / "images", help="folder for the archives")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
+    parser.add_argument(
+        "--host-certificates", action="store_true", help="trust the host's authorities in the build, as its proxies ask"
+    )
+    values = parser.parse_args()
+    try:
+        build(values)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class _Text(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def build(values: argparse.Namespace) -> None:
+    if shutil.which("buildah") is None:
+        raise BuildError("buildah is not installed (Debian: apt install buildah)")
+    values.out.mkdir(parents=True, exist_ok=True)
+    base = values.base
+    if values.debootstrap:
+        base = _debootstrapped(values.out)
+    for name in values.images:
+        begin = time.monotonic()
+        image = f"{values.prefix}/{name}:{values.tag}"
+        flags = ["--isolation", "chroot", "--build-arg", f"JOBS={values.jobs}"]
+        if base:
+            flags += ["--build-arg", f"BASE={base}"]
+        if values.host_certificates:
+            flags += ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]
+        file = ROOT / "images" / f"Containerfile.{name}"
+        ignored = ROOT / "images" / "containerignore"
+        _buildah("build", *flags, "--ignorefile", ignored, "--file", file, "--tag", image, ROOT)
+        archive = values.out / f"{name}.tar"
+        archive.unlink(missing_ok=True)
+        _buildah("push", image, f"oci-archive:{archive}:{image}")
+        size = archive.stat().st_size / 1e6
+        print(f"{image}: {archive} ({size:.0f} MB), {time.monotonic() - begin:.0f} s", file=sys.stderr)
+
+
+def _debootstrapped(out: Path) -> str:
+    """An image from Debian's packages; made once."""
+    name = f"localhost/oarlock/base:{_SUITE}"
+    if subprocess.run([*_STORAGE, "inspect", "--type", "image", name], capture_output=True).returncode == 0:
+        return name
+    if shutil.which("debootstrap") is None:
+        raise BuildError("debootstrap is not installed (Debian: apt install debootstrap)")
+    tree = out / "base"
+    shutil.rmtree(tree, ignore_errors=True)
+    _run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", _SUITE, tree)
+    for folder in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
+        shutil.rmtree(tree / folder, ignore_errors=True)
+    container = _buildah("from", "scratch").strip()
+    _buildah("copy", "--quiet", container, tree, "/")
+    _buildah("commit", "--quiet", container, name)
+    _buildah("rm", container)
+    shutil.rmtree(tree)
+    return name
+
+
+_STORAGE = ("buildah", "--storage-driver", "vfs")
+
+
+def _buildah(*arguments: str | Path) -> str:
+    return _run(*_STORAGE, *arguments)
+
+
+def _run(*command: str | Path) -> str:
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_STEP_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{' '.join(words[:4])}: not done after {_STEP_SECONDS} s") from None
+    if done.returncode:
+        raise BuildError(f"{' '.join(words[:4])} …:\n{(done.stdout + done.stderr)[-4000:]}")
+    return done.stdout
+
+
+def _version() -> str:
+    found = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    assert found is not None
+    return found[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
