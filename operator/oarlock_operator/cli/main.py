@@ -45,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--port", type=int, default=8080, help="port of health and metrics")
     run.set_defaults(command=_run)
 
+    release = commands.add_parser("release", help="before an uninstall: take the finalizer off all ModelDeployments")
+    release.add_argument("--namespace", action="append", default=[], help="only in this one (may be given again)")
+    release.add_argument("--lease-namespace", default="oarlock-system", help="where the lease of the leader is kept")
+    release.add_argument("--deployment", default="", help="the operator's Deployment, which is scaled to nothing first")
+    release.add_argument("--log-level", default="info", help=argparse.SUPPRESS)
+    release.set_defaults(command=_release)
+
     render = commands.add_parser("render", help="print the objects that a ModelDeployment is turned into")
     render.add_argument("file", type=Path, help="a YAML file with one ModelDeployment, or - for standard input")
     render.set_defaults(command=_render)
@@ -81,6 +88,12 @@ def _run(values: argparse.Namespace) -> int:
         render=_settings(values),
     )
     return asyncio.run(run(options))
+
+
+def _release(values: argparse.Namespace) -> int:
+    from oarlock_operator.controller.uninstall import release
+
+    return asyncio.run(release(tuple(values.namespace), values.lease_namespace, values.deployment))
 
 
 def _render(values: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ _RESOURCES = {
     "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
     "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
+    "Deployment": ("apis/apps/v1", "deployments"),
     "Lease": ("apis/coordination.k8s.io/v1", "leases"),
     "Event": ("api/v1", "events"),
     "ModelDeployment": (f"apis/{API_VERSION}", PLURAL),

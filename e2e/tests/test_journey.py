@@ -1,0 +1,246 @@
+"""A ModelDeployment's life on a real cluster, as a user meets it. Each test goes on from the last."""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_support import ROOT, SYSTEM
+from e2e_support.kube import Kube
+from e2e_support.weights import WeightServer
+
+from cluster.machine import Cluster
+
+MD = "smollm2"
+CHART = str(ROOT / "charts" / "oarlock")
+OPERATOR = "oarlock-operator"
+SERVER_IMAGE = "localhost/oarlock/runtime-cpu:0.1.0"
+
+
+def deployment(source: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "serving.oarlock.dev/v1alpha1",
+        "kind": "ModelDeployment",
+        "metadata": {"name": MD},
+        "spec": {
+            "model": {"source": source, "name": "SmolLM2"},
+            "server": {"maxSequences": 16, "threads": 1, "kvMemory": "256Mi"},
+            "drain": {"timeoutSeconds": 30},
+            "restart": {"backoffSeconds": 1},
+            **spec,
+        },
+    }
+
+
+@contextmanager
+def traffic(kube: Kube, threads: int = 2) -> Iterator[dict[str, Any]]:
+    """Streams chats through the Service while the block runs; the counts are there when it has ended."""
+    script = (Path(__file__).parent / "e2e_support" / "traffic.py").read_text()
+    name = f"traffic-{int(time.time())}"
+    host = f"{MD}.{kube.namespace}.svc.cluster.local"
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 70,
+            "securityContext": {
+                "runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [{
+                "name": "traffic",
+                "image": SERVER_IMAGE,
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["python", "-c", script, host, str(threads), "SmolLM2"],
+                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+            }],
+        },
+    }  # fmt: skip
+    kube.apply(pod)
+    kube.until("traffic flows", lambda: _counts(kube, name).get("whole", 0) > 0, 60)
+    found: dict[str, Any] = {}
+    yield found
+    before = _counts(kube, name)["whole"]
+    kube.until("traffic still flows", lambda: _counts(kube, name)["whole"] > before + 2, 60)
+    kube.kubectl("exec", name, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+    kube.until("traffic ends", lambda: kube.get("pod", name)["status"]["phase"] in ("Succeeded", "Failed"), 90)
+    found |= _counts(kube, name) | {"log": kube.kubectl("logs", name)}
+    kube.kubectl("delete", "pod", name, "--wait=false")
+
+
+def _counts(kube: Kube, name: str) -> dict[str, int]:
+    lines = re.findall(r"^counts (\{.*\})$", kube.kubectl("logs", name, check=False), re.M)
+    return dict(json.loads(lines[-1])) if lines else {}
+
+
+def nothing_failed(counts: dict[str, Any]) -> None:
+    assert counts["whole"] > 0 and counts["failed"] == 0, counts["log"][-3000:]
+
+
+def kill_operators(cluster: Cluster | None, kube: Kube) -> None:
+    """SIGKILL to every operator process: nothing is given back, nobody is told."""
+    kube.run(
+        "kubectl",
+        "-n",
+        SYSTEM,
+        "delete",
+        "pod",
+        "-l",
+        "app.kubernetes.io/name=oarlock-operator",
+        "--force",
+        "--grace-period=0",
+    )
+
+
+def test_install(kube: Kube) -> None:
+    said = kube.helm("install", "oarlock", CHART, "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    assert "kubectl apply -f examples/smollm2.yaml" in said
+
+
+def test_bad_specs_are_refused(kube: Kube, weights: WeightServer) -> None:
+    for spec, message in (
+        ({"rollout": {"maxSurge": 0}}, "no group could ever be replaced"),
+        ({"model": {"source": "ftp://x"}}, "model.source must be hf://"),
+        ({"parallelism": {"gpusPerNode": 1}, "sharedMemory": "1Gi"}, "sharedMemory must be at least 5Gi"),
+    ):
+        assert message in kube.apply(deployment(weights.url, **spec), check=False)
+
+
+def test_an_unreachable_source_is_said(kube: Kube, weights: WeightServer) -> None:
+    weights.missing = True
+    kube.apply(deployment(weights.url))
+    kube.until("the failure is said", lambda: kube.condition(MD, "Ready").get("reason") == "DownloadFailed", 60)
+    assert weights.url in kube.condition(MD, "ModelCached")["message"]
+
+
+def test_it_recovers_with_progress_and_becomes_ready(kube: Kube, weights: WeightServer) -> None:
+    weights.missing = False
+    seen: list[dict[str, Any]] = []
+
+    def ready() -> bool:
+        download = kube.status(MD).get("download")
+        if download:
+            seen.append(download)
+        return kube.ready(MD)
+
+    kube.until("it is ready", ready, 180)
+    assert any(download.get("total") and 0 < download["bytes"] <= download["total"] for download in seen), seen
+    table = kube.kubectl("get", "md")
+    assert re.search(r"smollm2\s+True\s+Serving\s+1\s+1", table), table
+    assert kube.pods(MD)[0]["metadata"]["name"].startswith(f"{MD}-0-e1-")
+
+
+def test_a_chat_streams_through_the_service(kube: Kube) -> None:
+    with traffic(kube, threads=1) as counts:
+        pass
+    nothing_failed(counts)
+
+
+def test_scaling_loses_no_request(kube: Kube) -> None:
+    with traffic(kube) as counts:
+        kube.kubectl("scale", "modeldeployment", MD, "--replicas=2")
+        kube.until("both serve", lambda: kube.status(MD).get("readyReplicas") == 2, 120)
+        kube.kubectl("scale", "modeldeployment", MD, "--replicas=1")
+        kube.until("one has left", lambda: len(kube.pods(MD)) == 1 and len(kube.status(MD)["groups"]) == 1, 120)
+    nothing_failed(counts)
+
+
+def test_an_update_loses_no_request(kube: Kube) -> None:
+    before = kube.uids(MD)
+    patch = json.dumps({"spec": {"server": {"maxSequences": 8}}})
+    with traffic(kube) as counts:
+        kube.kubectl("patch", "modeldeployment", MD, "--type=merge", "-p", patch)
+        kube.until("the update is done", lambda: kube.ready(MD) and not (kube.uids(MD) & before), 180)
+    nothing_failed(counts)
+
+
+def test_a_restarted_operator_changes_no_pod(kube: Kube, cluster: Cluster | None) -> None:
+    before = {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in kube.pods(MD)}
+    kill_operators(cluster, kube)
+    time.sleep(2)
+    # Its successor is at work once it repairs something.
+    kube.kubectl("delete", "poddisruptionbudget", MD)
+    kube.until("drift is repaired", lambda: MD in kube.kubectl("get", "poddisruptionbudgets"), 40)
+    assert {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in kube.pods(MD)} == before
+
+
+def test_two_members_on_two_nodes(kube: Kube) -> None:
+    patch = json.dumps({"spec": {"parallelism": {"nodes": 2}}})
+    kube.kubectl("patch", "modeldeployment", MD, "--type=merge", "-p", patch)
+    kube.until("two members serve", lambda: kube.ready(MD) and len(kube.pods(MD)) == 2, 180)
+    pods = sorted(kube.pods(MD), key=lambda pod: str(pod["metadata"]["name"]))
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
+    rosters = {pod["metadata"]["annotations"]["serving.oarlock.dev/pod-ips"] for pod in pods}
+    assert rosters == {",".join(pod["status"]["podIP"] for pod in pods)}
+    leader = pods[0]["metadata"]["name"]
+    seen = kube.kubectl("exec", leader, "-c", "server", "--", "python", "-c", "import os; print(os.environ['POD_IPS'])")
+    assert seen.strip() in rosters
+
+
+@pytest.mark.parametrize("operator_dies", [False, True], ids=["operator lives", "operator killed"])
+@pytest.mark.parametrize("loss", ["process", "pod"])
+def test_losing_a_member_remakes_the_group(kube: Kube, cluster: Cluster | None, loss: str, operator_dies: bool) -> None:
+    before, status = kube.uids(MD), kube.status(MD)
+    worker = next(pod for pod in kube.pods(MD) if pod["metadata"]["labels"]["serving.oarlock.dev/rank"] == "1")
+    name = worker["metadata"]["name"]
+    if loss == "process":
+        kube.kubectl(
+            "exec", name, "-c", "server", "--", "python", "-c", f"import os; os.kill(1, {int(signal.SIGTERM)})"
+        )
+    else:
+        kube.kubectl("delete", "pod", name, "--wait=false", "--grace-period=1")
+    if operator_dies:
+        kill_operators(cluster, kube)
+
+    def remade() -> bool:
+        now = kube.uids(MD)
+        return kube.ready(MD) and len(now) == 2 and not (now & before)
+
+    kube.until("the group is remade", remade, 120)
+    group, old = kube.status(MD)["groups"][0], status["groups"][0]
+    assert group["restarts"] == old["restarts"] + 1 and group["epoch"] > old["epoch"]
+    assert name in group["lastRestartReason"]
+
+
+def test_a_restarted_api_server_loses_nothing(kube: Kube, cluster: Cluster | None) -> None:
+    if cluster is None:
+        pytest.skip("the API server of a cluster that isn't ours is left alone")
+    before = kube.uids(MD)
+    cluster.processes.stop(["kube-apiserver"])
+    time.sleep(3)
+    cluster.plane.start_api_server()
+    cluster.plane.wait()
+    kube.kubectl("delete", "poddisruptionbudget", MD)
+    kube.until("the operator is at work", lambda: MD in kube.kubectl("get", "poddisruptionbudgets"), 60)
+    kube.until("it is ready", lambda: kube.ready(MD), 60)
+    assert kube.uids(MD) == before
+
+
+def test_upgrade(kube: Kube) -> None:
+    before = kube.uids(MD)
+    kube.helm(
+        "upgrade", "oarlock", CHART, "--namespace", SYSTEM, "--set", "logLevel=debug", "--wait", "--timeout", "120s"
+    )
+    assert kube.uids(MD) == before
+
+
+def test_delete_takes_everything(kube: Kube) -> None:
+    kube.kubectl("delete", "modeldeployment", MD, "--timeout=90s")
+    kinds = "pods,services,poddisruptionbudgets,persistentvolumeclaims"
+    selector = f"serving.oarlock.dev/deployment={MD}"
+    kube.until("all is gone", lambda: not kube.get(kinds, "-l", selector)["items"], 60)
+
+
+def test_uninstall_leaves_nothing_hanging(kube: Kube, weights: WeightServer) -> None:
+    kube.apply(deployment(weights.url))
+    kube.until("it has our finalizer", lambda: kube.get("modeldeployment", MD)["metadata"].get("finalizers"), 30)
+    kube.helm("uninstall", "oarlock", "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    kube.kubectl("delete", "modeldeployment", MD, "--timeout=30s")
+    left = kube.run("kubectl", "-n", SYSTEM, "get", "all,serviceaccounts,roles,rolebindings,leases", "-o", "name")
+    assert not [name for name in left.split() if "oarlock" in name and "leases" not in name]
