@@ -10,7 +10,7 @@ namespace oarlock::cpu {
 // The largest step that will be run, for which all scratch memory is taken at once.
 struct OpsLimits {
   int max_tokens = 0, max_sequences = 0, max_rows = 0;  // max_rows: of logits at a time
-  int64_t max_context = 0;  // tokens of one sequence
+  int64_t max_context = 0;                              // tokens of one sequence
   int heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
   int64_t max_k = 0;  // columns of the widest activation that is multiplied
 };

@@ -1,4 +1,4 @@
-"""The compiled core (csrc/bindings). Errors: ValueError for a caller's mistake, RuntimeError for the machine's refusal."""
+"""The compiled core (csrc/bindings). ValueError: the caller's mistake; RuntimeError: the machine's refusal."""
 
 from typing import Any, final
 
@@ -25,7 +25,11 @@ class Executor:
     def collect(
         self,
     ) -> tuple[
-        npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.int32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.int32],
     ]:
         """Token, logprob, top ids, top logprobs and status of each sampled row; overwritten by the next submit."""
 

@@ -14,7 +14,10 @@ import sys
 import tempfile
 import time
 import zipfile
+from importlib import metadata
 from pathlib import Path
+
+from packaging.version import Version
 
 from oarlock_runtime.models.errors import SourceError
 from oarlock_runtime.models.sources.cache import CacheEntry
@@ -26,6 +29,7 @@ ADDRESS = re.compile(
 )
 PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 QUIET_S = 120.0  # pip may say nothing for a while, while it retries by itself
+SILENT_S = 900.0  # for a whole download without progress
 COPY_BYTES = 1 << 20
 
 
@@ -46,14 +50,18 @@ def fetch_pypi(uri: str, entry: CacheEntry, limits: FetchLimits, meter: Meter) -
 
 def _download(uri: str, requirement: str, folder: Path, limits: FetchLimits, meter: Meter) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--progress-bar=raw", "--dest", str(folder), "--", requirement]
+    # Before 24.1 pip can't write progress that a program reads, and then its silence tells nothing about a stall.
+    readable = Version(metadata.version("pip")) >= Version("24.1")
+    quiet_s = max(limits.stall_s, QUIET_S) if readable else max(limits.stall_s, SILENT_S)
+    command += ["--disable-pip-version-check", f"--progress-bar={'raw' if readable else 'off'}"]
+    command += ["--dest", str(folder), "--", requirement]
     for attempt in range(limits.attempts):
         if attempt:
             pause = min(limits.backoff_s * 2 ** (attempt - 1), limits.longest_backoff_s)
             meter.note("retrying", f"pip failed; again in {pause:.0f} s")
             time.sleep(pause)
         meter.begin(requirement, 0)
-        code, output = _run_pip(command, max(limits.stall_s, QUIET_S), meter)
+        code, output = _run_pip(command, quiet_s, meter)
         wheels = list(folder.glob("*.whl"))
         if code == 0 and len(wheels) == 1:
             return wheels[0]
