@@ -165,7 +165,10 @@ class _Supervisor:
             if self._signals:
                 return self._settings
             raise _FailedError(f"the model was not there after {self._settings.start_timeout:g} s")
-        return replace(self._settings, model=path, served_model_name=self._settings.model_name)
+        # A package or a web address names its file better than itself; a repository of the hub is what people call it.
+        settings = self._settings
+        known = settings.served_model_name or (settings.model_name if settings.model.startswith("hf://") else "")
+        return replace(settings, model=path, served_model_name=known)
 
     def _start(self, name: str, module: str, first: dict[str, Any], listener: socket.socket | None = None) -> Child:
         environ = dict(os.environ)
