@@ -46,8 +46,8 @@ struct Carver {
 void carve(AttentionScratch& scratch, Carver& carver, int head_dim, int64_t partial_floats) {
   for (TileScratch& thread : scratch.threads) {
     thread.queries = carver.take<float>(int64_t(kTileRows) * ((head_dim + 31) / 32 * 32));
-    thread.scores = carver.take<float>(int64_t(kTileRows) * kScoreStride);
-    thread.probabilities = carver.take<bf16>(int64_t(kTileRows) * kProbabilityStride);
+    thread.scores = carver.take<float>(int64_t(2) * kRowGroup * kScoreStride);
+    thread.probabilities = carver.take<bf16>(int64_t(2) * kRowGroup * kProbabilityStride);
     thread.key_tail = carver.take<bf16>(16 * kBlockTokens * 2);
     thread.running = carver.take_partial(kTileRows, head_dim);
     thread.current = carver.take_partial(kTileRows, head_dim);
@@ -110,7 +110,8 @@ struct Step {
     const AttentionSplit& split = plan.splits[size_t(piece.split)];
     float* at =
         partials + split.partials + (partition - split.begin) * AttentionPlan::partial_floats(piece.rows, shape.head_dim);
-    return {at, at + piece.rows, at + (piece.rows * 2 + 15) / 16 * 16};
+    const int rows = whole_groups(piece.rows);
+    return {at, at + rows, at + 2 * rows};
   }
 
   void run(const AttentionPiece& piece, TileScratch& scratch) const {

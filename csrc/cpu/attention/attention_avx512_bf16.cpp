@@ -12,13 +12,12 @@ struct PairProduct {
   using Cache = bf16;
   using Query = bf16;
   using Probability = bf16;
+  static constexpr bool kOverlap = false;
 
   static void configure(int) {}
   static void release() {}
   static __m512 power_of_two(__m512 x) { return Avx512::exp2_coarse(x); }
-  static void store_probabilities(bf16* to, __m512 p, __m512 q) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(q, p));
-  }
+  static void store_probabilities(bf16* to, __m512 p, __m512 q) { _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(q, p)); }
 
   // c[kRows][kWide * 16] = or += a[kRows][pairs] b[pairs][...], strides in elements of each (pairs for a and b).
   template <int kRows, int kWide>
@@ -61,21 +60,29 @@ struct PairProduct {
       r += kRows;
     };
     while (r + 6 <= count) part(std::integral_constant<int, 6>{});
-    while (r + 3 <= count) part(std::integral_constant<int, 3>{});
+    if (count - r >= 4) part(std::integral_constant<int, 4>{});
+    if (count - r == 3) part(std::integral_constant<int, 3>{});
     if (count - r == 2) part(std::integral_constant<int, 2>{});
     if (count - r == 1) part(std::integral_constant<int, 1>{});
   }
 
-  static void scores(const AttentionTile& tile, TileScratch& scratch, const void* keys, int column) {
-    product(tile.rows, static_cast<const bf16*>(scratch.queries), query_stride(tile.head_dim) / 2, keys, kBlockTokens,
-            scratch.scores + column, kScoreStride, kBlockTokens, tile.head_dim / 2, false);
+  static int score_slices(const AttentionTile&, const PartitionBlocks& blocks) { return blocks.end - blocks.begin; }
+  static int sum_slices(const AttentionTile&, const PartitionBlocks& blocks) { return blocks.end - blocks.begin; }
+
+  static void score_slice(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int group,
+                          int slice) {
+    const int b = blocks.begin + slice, stride = query_stride(tile.head_dim);
+    product(group_rows(tile, group), static_cast<const bf16*>(scratch.queries) + group * kRowGroup * stride, stride / 2,
+            blocks.keys[b], kBlockTokens, group_scores(scratch, group) + b * kBlockTokens, kScoreStride, kBlockTokens,
+            tile.head_dim / 2, false);
   }
 
-  static void weighted_sum(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, float* out) {
-    for (int b = blocks.begin; b < blocks.end; ++b) {
-      product(tile.rows, scratch.probabilities + b * kBlockTokens, kProbabilityStride / 2, blocks.values[b], tile.head_dim, out,
-              tile.head_dim, tile.head_dim, kBlockTokens / 2, b != blocks.begin);
-    }
+  static void sum_slice(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int group, int slice,
+                        float* out) {
+    const int b = blocks.begin + slice;
+    product(group_rows(tile, group), group_probabilities(scratch, group) + b * kBlockTokens, kProbabilityStride / 2,
+            blocks.values[b], tile.head_dim, out + group * kRowGroup * tile.head_dim, tile.head_dim, tile.head_dim,
+            kBlockTokens / 2, slice > 0);
   }
 };
 

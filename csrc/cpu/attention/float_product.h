@@ -16,6 +16,7 @@ struct FloatProduct {
   using Cache = CacheElement;
   using Query = float;
   using Probability = float;
+  static constexpr bool kOverlap = false;
   static constexpr int kVectors = V::kLanes == 16 ? 4 : 2;  // 16 or 8 accumulators of 32 or 16 registers
 
   static void configure(int) {}
@@ -79,16 +80,23 @@ struct FloatProduct {
     if (count - r == 1) part(std::integral_constant<int, 1>{});
   }
 
-  static void scores(const AttentionTile& tile, TileScratch& scratch, const void* keys, int column) {
-    product(tile.rows, static_cast<const float*>(scratch.queries), query_stride(tile.head_dim), static_cast<const Cache*>(keys),
-            kBlockTokens, scratch.scores + column, kScoreStride, kBlockTokens, tile.head_dim / 2, false);
+  static int score_slices(const AttentionTile&, const PartitionBlocks& blocks) { return blocks.end - blocks.begin; }
+  static int sum_slices(const AttentionTile&, const PartitionBlocks& blocks) { return blocks.end - blocks.begin; }
+
+  static void score_slice(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int group,
+                          int slice) {
+    const int b = blocks.begin + slice, stride = query_stride(tile.head_dim);
+    product(group_rows(tile, group), static_cast<const float*>(scratch.queries) + group * kRowGroup * stride, stride,
+            static_cast<const Cache*>(blocks.keys[b]), kBlockTokens, group_scores(scratch, group) + b * kBlockTokens,
+            kScoreStride, kBlockTokens, tile.head_dim / 2, false);
   }
 
-  static void weighted_sum(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, float* out) {
-    for (int b = blocks.begin; b < blocks.end; ++b) {
-      product(tile.rows, scratch.scores + b * kBlockTokens, kScoreStride, static_cast<const Cache*>(blocks.values[b]),
-              tile.head_dim, out, tile.head_dim, tile.head_dim, kBlockTokens / 2, b != blocks.begin);
-    }
+  static void sum_slice(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int group, int slice,
+                        float* out) {
+    const int b = blocks.begin + slice;
+    product(group_rows(tile, group), group_scores(scratch, group) + b * kBlockTokens, kScoreStride,
+            static_cast<const Cache*>(blocks.values[b]), tile.head_dim, out + group * kRowGroup * tile.head_dim, tile.head_dim,
+            tile.head_dim, kBlockTokens / 2, slice > 0);
   }
 };
 

@@ -3,8 +3,9 @@
 //   K::Cache        element of the cache, queries and output
 //   K::Query        element that queries are held in
 //   K::Probability  element that probabilities are held in: float (over the scores) or bf16
-//   K::scores(tile, scratch, keys, column)        scores of 64 keys to scratch.scores[row][column...]
-//   K::weighted_sum(tile, scratch, blocks, out)   out[row][head_dim] = probabilities x values
+//   K::kOverlap     products run beside the vector units, so that a group's exponentials hide its neighbours' products
+//   K::score_slice(tile, scratch, blocks, group, slice)     one of score_slices() parts of a group's scores
+//   K::sum_slice(tile, scratch, blocks, group, slice, out)  one of sum_slices() parts of its weighted sum, in order
 #pragma once
 
 #include <cmath>
@@ -20,20 +21,22 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 static inline constexpr int query_stride(int head_dim) { return (head_dim + 31) / 32 * 32; }
 
+static inline float* group_scores(TileScratch& scratch, int group) {
+  return scratch.scores + group % 2 * kRowGroup * kScoreStride;
+}
+static inline bf16* group_probabilities(TileScratch& scratch, int group) {
+  return scratch.probabilities + group % 2 * kRowGroup * kProbabilityStride;
+}
+static inline int group_rows(const AttentionTile& tile, int group) {
+  return tile.rows - group * kRowGroup < kRowGroup ? tile.rows - group * kRowGroup : kRowGroup;
+}
+
 template <class K>
 struct PartitionSteps {
   using V = typename K::V;
   using F = typename V::F;
   using Probability = typename K::Probability;
   static constexpr int kVectors = kBlockTokens / V::kLanes;  // a block
-
-  static Probability* probability_row(TileScratch& scratch, int row) {
-    if constexpr (std::is_same_v<Probability, float>) {
-      return scratch.scores + row * kScoreStride;
-    } else {
-      return scratch.probabilities + row * kProbabilityStride;
-    }
-  }
 
   static void clear_blocks(Probability* row, int begin, int end) {
     if (begin < end) std::memset(row + begin * kBlockTokens, 0, size_t(end - begin) * kBlockTokens * sizeof(Probability));
@@ -52,6 +55,9 @@ struct PartitionSteps {
       }
       for (int i = tile.head_dim; i < stride; ++i) to[i] = Query{};
     }
+    // Rows that fill up the last group are computed with by some versions, and never read.
+    std::memset(static_cast<Query*>(scratch.queries) + tile.rows * stride, 0,
+                size_t(whole_groups(tile.rows) - tile.rows) * size_t(stride) * sizeof(Query));
     K::configure(tile.rows);
   }
 
@@ -100,17 +106,55 @@ struct PartitionSteps {
     clear_blocks(probabilities, last, blocks.end);
   }
 
-  static void partition(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result) {
-    for (int b = blocks.begin; b < blocks.end; ++b) K::scores(tile, scratch, blocks.keys[b], b * kBlockTokens);
+  static void softmax(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result, int group,
+                      int row) {
     auto within = [&](int32_t key) {
       int64_t relative = int64_t(key) - blocks.first_key;
       return relative < 0 ? 0 : relative > kPartitionKeys ? kPartitionKeys : int(relative);
     };
-    for (int r = 0; r < tile.rows; ++r) {
-      softmax_row(scratch.scores + r * kScoreStride, probability_row(scratch, r), within(tile.low[r]), within(tile.high[r]),
-                  blocks, tile.scale_log2, result.maximum[r], result.sum[r]);
+    float* scores = group_scores(scratch, group) + row * kScoreStride;
+    Probability* probabilities;
+    if constexpr (std::is_same_v<Probability, float>) {
+      probabilities = scores;
+    } else {
+      probabilities = group_probabilities(scratch, group) + row * kProbabilityStride;
     }
-    K::weighted_sum(tile, scratch, blocks, result.out);
+    const int r = group * kRowGroup + row;
+    softmax_row(scores, probabilities, within(tile.low[r]), within(tile.high[r]), blocks, tile.scale_log2, result.maximum[r],
+                result.sum[r]);
+  }
+
+  static void partition(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result) {
+    const int groups = (tile.rows + kRowGroup - 1) / kRowGroup;
+    const int score_slices = K::score_slices(tile, blocks), sum_slices = K::sum_slices(tile, blocks);
+    // Slices [done, until) of a group's scores or weighted sum.
+    auto score = [&](int group, int& done, int until) {
+      for (; done < until; ++done) K::score_slice(tile, scratch, blocks, group, done);
+    };
+    auto sum = [&](int group, int& done, int until) {
+      for (; done < until; ++done) K::sum_slice(tile, scratch, blocks, group, done, result.out);
+    };
+    int scored = 0, summed = 0;
+    score(0, scored, score_slices);
+    for (int group = 0; group < groups; ++group) {
+      const int rows = group_rows(tile, group);
+      if constexpr (K::kOverlap) {
+        const int ahead = group + 1 < groups ? score_slices : 0, behind = group > 0 ? sum_slices : 0;
+        scored = summed = 0;
+        for (int row = 0; row < rows; ++row) {
+          softmax(tile, blocks, scratch, result, group, row);
+          score(group + 1, scored, ahead * (row + 1) / rows);
+          sum(group - 1, summed, behind * (row + 1) / rows);
+        }
+        continue;
+      }
+      for (int row = 0; row < rows; ++row) softmax(tile, blocks, scratch, result, group, row);
+      summed = scored = 0;
+      sum(group, summed, sum_slices);
+      if (group + 1 < groups) score(group + 1, scored, score_slices);
+    }
+    summed = 0;
+    if constexpr (K::kOverlap) sum(groups - 1, summed, sum_slices);
   }
 
   static float power(float x) {

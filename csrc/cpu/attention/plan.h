@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "cpu/attention/attention.h"
+#include "cpu/attention/tile.h"
 
 namespace oarlock::cpu {
 
@@ -29,7 +30,8 @@ struct AttentionPlan {
   // The pieces of this batch, about eight a thread at least where the context allows. InvalidArgument over the limits.
   void divide(const AttentionShape& shape, const Batch& batch);
 
-  static int64_t partial_floats(int rows, int head_dim) { return (rows * 2 + 15) / 16 * 16 + int64_t(rows) * head_dim; }
+  // A Partial in memory: maxima, sums, out, each of whole groups of rows.
+  static int64_t partial_floats(int rows, int head_dim) { return whole_groups(rows) * (2 + int64_t(head_dim)); }
 
   const int threads;
   int64_t piece_room, split_room, partial_room;

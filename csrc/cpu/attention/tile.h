@@ -9,15 +9,19 @@
 
 namespace oarlock::cpu {
 
-constexpr int kTileRows = 32;
+constexpr int kRowGroup = 16;  // rows whose scores are in the making together
+constexpr int kTileRows = 4 * kRowGroup;
 constexpr int kPartitionBlocks = 4;
 constexpr int kPartitionKeys = kPartitionBlocks * kBlockTokens;
 // Rows of the score and probability buffers are padded, so that 16 rows don't fall on the same few cache sets.
 constexpr int kScoreStride = kPartitionKeys + 16;
 constexpr int kProbabilityStride = kPartitionKeys + 32;
 
+constexpr int whole_groups(int rows) { return (rows + kRowGroup - 1) / kRowGroup * kRowGroup; }
+
 // Result over some keys, for each row: the largest scaled score (base 2), the sum of 2^(score - maximum), and the values
-// weighted so [rows, head_dim]. A row that saw no key has maximum -inf and sum 0, and its out is not defined.
+// weighted so [rows up to a whole group, head_dim]. A row that saw no key has maximum -inf and sum 0, and its out is not
+// defined.
 struct Partial {
   float* maximum;
   float* sum;
@@ -45,8 +49,8 @@ struct PartitionBlocks {
 // Memory of one thread; all 64-byte aligned.
 struct TileScratch {
   void* queries;        // kTileRows x (head_dim rounded up to 32), in the kernel's own element
-  float* scores;        // [kTileRows][kScoreStride]
-  bf16* probabilities;  // [kTileRows][kProbabilityStride]
+  float* scores;        // [2][kRowGroup][kScoreStride]: of even and odd groups
+  bf16* probabilities;  // [2][kRowGroup][kProbabilityStride]
   bf16* key_tail;       // [16][64][2]
   Partial running, current;
 };
