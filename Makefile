@@ -1,6 +1,6 @@
 # Every target sets up what it needs first; a second call takes seconds. ARGS are passed on: make run ARGS="--port 8000".
 .DEFAULT_GOAL := help
-.PHONY: help run test check format docs bench setup clean
+.PHONY: help run test check format docs bench setup clean cluster-build cluster-up cluster-down images e2e
 
 PYTHON ?= python3
 ARGS ?=
@@ -18,6 +18,7 @@ help:
 	@echo "make check   lint, formatting, types, layers"
 	@echo "make bench   measure this machine: floor, decode, prefill, serving"
 	@echo "make format  format the sources     make docs   write docs/settings.md"
+	@echo "make cluster-build, cluster-up, cluster-down: a two-node Kubernetes on this machine; make images, make e2e: tests on it"
 	@echo "make clean   remove what was built and installed here"
 	@echo
 	@echo 'ARGS="…" passes flags on; MODEL=… serves another model; PYTHON=… and CXX=… choose the tools.'
@@ -31,6 +32,22 @@ format: setup
 
 docs: setup
 	@.venv/bin/python -m oarlock_runtime.cli.settings_page >docs/settings.md
+
+# A real two-node Kubernetes on this machine (root; binaries are built once, outside the checkout), and the tests on it.
+cluster-build:
+	@cd e2e && exec "$$PYTHON" -m cluster build
+
+cluster-up:
+	@cd e2e && exec "$$PYTHON" -m cluster up $(ARGS)
+
+cluster-down:
+	@cd e2e && exec "$$PYTHON" -m cluster down
+
+images:
+	@exec "$$PYTHON" images/build.py operator runtime-cpu $(ARGS)
+
+e2e: setup
+	@.venv/bin/pytest e2e/tests $(ARGS)
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
