@@ -22,7 +22,16 @@ ConditionType = Literal["Ready", "Available", "Progressing", "ModelCached", "Deg
 ConditionStatus = Literal["True", "False", "Unknown"]
 GroupState = Literal["Waiting", "Pending", "Pulling", "Downloading", "Forming", "Loading", "Ready", "Draining"]
 MemberState = Literal[
-    "Pending", "Pulling", "Downloading", "WaitingForPeers", "Loading", "Ready", "NotReady", "Failed", "Terminating"
+    "Pending",
+    "Pulling",
+    "Downloading",
+    "DownloadFailed",
+    "WaitingForPeers",
+    "Loading",
+    "Ready",
+    "NotReady",
+    "Failed",
+    "Terminating",
 ]
 
 

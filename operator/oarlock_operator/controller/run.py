@@ -85,20 +85,18 @@ async def _lead(options: Options, api: Api, lease: Lease, metrics: Metrics, heal
         stopping = asyncio.create_task(stop.wait(), name="stop")
         tasks = (holding, watching, listing, stopping)
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if listing.done():
-            listing.result()
-        await reconciler.close()
-        watching_ends.set()
-        try:
-            await asyncio.wait_for(watching, 10)
-        except TimeoutError:
-            log.warning("the watch streams did not end in time")
         for task in (listing, stopping):
             task.cancel()
-        if watching.done() and not watching.cancelled() and (error := watching.exception()):
-            log.error("watching ended: %s", error)
-            return 1
-        return 1 if holding.done() else 0
+        await reconciler.close()
+        watching_ends.set()
+        await asyncio.wait({watching}, timeout=10)
+        failed = [task for task in (watching, listing) if task.done() and not task.cancelled() and task.exception()]
+        for task in failed:
+            log.error("%s ended", task.get_name(), exc_info=task.exception())
+        if not watching.done():
+            log.warning("the watch streams did not end in time")
+            watching.cancel()
+        return 1 if holding.done() or failed else 0
     finally:
         await reconciler.close()
         holding.cancel()

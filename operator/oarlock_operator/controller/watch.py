@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -81,6 +81,8 @@ class Watcher:
             registry=self.registry(),
             settings=self.settings(),
             standalone=True,
+            # Its own would be made from the user's name, which a container needn't have.
+            identity=cast(Any, names.FIELD_MANAGER),
             clusterwide=not self._namespaces,
             namespaces=self._namespaces,
             stop_flag=stop,

@@ -142,7 +142,7 @@ def _obstacle(facts: Facts) -> tuple[str, str]:
                 return "InsufficientCapacity", f"{member.pod} fits on no node: {member.message}"
             if image_trouble(member):
                 return "ImagePullFailed", f"{member.pod}: {member.message}"
-            if member.state == "Downloading" and member.message:
+            if member.state == "DownloadFailed":
                 return "DownloadFailed", f"{member.pod}: {member.message}"
     for state, (reason, words) in _WORDS.items():
         for group in behind:
@@ -189,12 +189,16 @@ def _model_cached(facts: Facts) -> Verdict:
     if not downloads(source):
         return Verdict("ModelCached", "True", "Provided", f"the model is at {source} in the pods")
     for member in facts.members:
-        if member.state == "Downloading" and member.message:
+        if member.state == "DownloadFailed":
             return Verdict("ModelCached", "False", "DownloadFailed", f"{source}: {member.message}")
     if any(member.state == "Downloading" for member in facts.members):
         summary = facts.download.summary if facts.download is not None else "begun"
         return Verdict("ModelCached", "False", "Downloading", f"{source}: {summary}")
-    through = [member for member in facts.members if member.state not in ("Pending", "Pulling", "Downloading")]
+    through = [
+        member
+        for member in facts.members
+        if member.state not in ("Pending", "Pulling", "Downloading", "DownloadFailed")
+    ]
     if through and len(through) == len(facts.members):
         return Verdict("ModelCached", "True", "Downloaded", source)
     return Verdict("ModelCached", "Unknown", "Waiting", f"no pod has begun to fetch {source}")
@@ -212,6 +216,6 @@ def _degraded(facts: Facts) -> Verdict:
     for member in facts.members:
         if image_trouble(member):
             return Verdict("Degraded", "True", "ImagePullFailed", f"{member.pod}: {member.message}")
-        if member.state == "Downloading" and member.message:
+        if member.state == "DownloadFailed":
             return Verdict("Degraded", "True", "DownloadFailed", f"{member.pod}: {member.message}")
     return Verdict("Degraded", "False", "AsExpected", "")

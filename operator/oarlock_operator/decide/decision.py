@@ -281,10 +281,7 @@ class _Round:
 
     def _downloading(self) -> tuple[str, ...]:
         found = tuple(
-            member.pod
-            for view in self.views.values()
-            for member in view.members()
-            if member.state == "Downloading" and not member.message
+            member.pod for view in self.views.values() for member in view.members() if member.state == "Downloading"
         )
         if found:
             self.wakes.append(_PROGRESS_PERIOD)

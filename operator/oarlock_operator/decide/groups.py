@@ -16,6 +16,7 @@ _STATES: tuple[tuple[MemberState, GroupState], ...] = (
     ("Terminating", "Pending"),
     ("Pending", "Pending"),
     ("Pulling", "Pulling"),
+    ("DownloadFailed", "Downloading"),
     ("Downloading", "Downloading"),
     ("WaitingForPeers", "Forming"),
     ("Loading", "Loading"),

@@ -40,8 +40,10 @@ def _state(pod: Pod) -> tuple[MemberState, str]:
             continue
         if container.name == names.ROSTER_CONTAINER:
             return ("WaitingForPeers", "") if container.running else ("Pulling", "")
-        if container.running or container.exit_code not in (None, 0):
-            return "Downloading", download_trouble(container)
+        if container.running:
+            return "Downloading", ""
+        if container.exit_code not in (None, 0):
+            return "DownloadFailed", download_trouble(container)
         return "Pulling", ""
     if pod.ready:
         return "Ready", ""
@@ -53,9 +55,7 @@ def _state(pod: Pod) -> tuple[MemberState, str]:
 
 
 def download_trouble(container: Container) -> str:
-    """What the last attempt of a download that failed said; "" while nothing has gone wrong."""
-    if container.exit_code in (None, 0):
-        return ""
+    """What the last attempt of a download said that failed."""
     return container.exit_message or f"the download ended with exit code {container.exit_code}"
 
 

@@ -10,8 +10,8 @@ from oarlock_operator.api.status import ModelDeploymentStatus
 from oarlock_operator.decide.actions import Event
 
 _COLOURS = {
-    "Ready": "green", "Loading": "yellow", "Downloading": "cyan", "WaitingForPeers": "cyan", "Failed": "red",
-    "Terminating": "magenta", "Draining": "magenta", "Waiting": "red", "Forming": "cyan",
+    "Ready": "green", "Loading": "yellow", "Downloading": "cyan", "WaitingForPeers": "cyan", "Forming": "cyan",
+    "Failed": "red", "DownloadFailed": "red", "Waiting": "red", "Terminating": "magenta", "Draining": "magenta",
 }  # fmt: skip
 
 
