@@ -20,7 +20,7 @@ void reference_rope(Fixture& fixture, Fixture::Step& step) {
       ++written;
     int64_t block = kv_head_start(slot / kBlockTokens, fixture.shape.kv_heads, 0, fixture.shape.head_dim) * element;
     reference::rope_token(
-        {step.qkv.data() + t * fixture.qkv_columns() * element, fixture.dtype, fixture.shape,
+        {step.qkv.data() + int64_t(t) * fixture.qkv_columns(), fixture.dtype, fixture.shape,
          fixture.head_norm ? fixture.q_norm.data() : nullptr, fixture.head_norm ? fixture.k_norm.data() : nullptr, 1e-6f,
          fixture.rotary.data() + int64_t(step.positions[size_t(t)]) * fixture.shape.head_dim, fixture.keys.data() + block,
          fixture.values.data() + block, slot % kBlockTokens, slot % kBlockTokens == 0 ? written : kBlockTokens});
@@ -37,6 +37,11 @@ int64_t differences(const std::vector<char>& a, const std::vector<char>& b, DTyp
     count += close ? 0 : 1;
   }
   return count;
+}
+
+std::vector<char> bytes_of(const std::vector<float>& values) {
+  const char* bytes = reinterpret_cast<const char*>(values.data());
+  return {bytes, bytes + values.size() * sizeof(float)};
 }
 
 bool check_shape(int number, std::mt19937& random) {
@@ -72,8 +77,7 @@ bool check_shape(int number, std::mt19937& random) {
       if (chunks.empty()) continue;
       Fixture::Step step = chunked.make_step(chunks);
       chunked.rope(Rope(three, isa), step);
-      size_t row = size_t(shape.heads * shape.head_dim * size_of(dtype)),
-             stride = size_t(chunked.qkv_columns() * size_of(dtype));
+      size_t row = size_t(shape.heads * shape.head_dim * size_of(dtype)), stride = size_t(chunked.qkv_columns());
       size_t token = 0;
       for (const Chunk& chunk : chunks) {
         size_t first = size_t(chunk.begin);
@@ -83,7 +87,8 @@ bool check_shape(int number, std::mt19937& random) {
       }
     }
     same = same && chunked.keys == at_once.keys && chunked.values == at_once.values && at_once.values == expected.values;
-    int64_t wrong = differences(fast.qkv, plain.qkv, dtype) + differences(at_once.keys, expected.keys, dtype);
+    int64_t wrong =
+        differences(bytes_of(fast.qkv), bytes_of(plain.qkv), dtype) + differences(at_once.keys, expected.keys, dtype);
     if (wrong == 0 && same) continue;
     good = false;
     std::printf("FAIL %s heads %d/%d x %d: %lld elements off, bits %s\n", name_of(isa), shape.heads, shape.kv_heads,

@@ -8,10 +8,6 @@
 namespace oarlock::cpu::reference {
 namespace {
 
-float get(const void* data, DType dtype, int64_t i) {
-  return dtype == DType::f32 ? static_cast<const float*>(data)[i] : to_float(static_cast<const bf16*>(data)[i]);
-}
-
 void set(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::f32) {
     static_cast<float*>(data)[i] = value;
@@ -25,7 +21,7 @@ std::vector<float> rotated(const RopeToken& token, int64_t start, const float* n
   std::vector<float> x(static_cast<size_t>(head_dim)), out(x.size());
   double squares = 0;
   for (int i = 0; i < head_dim; ++i) {
-    x[size_t(i)] = get(token.qkv, token.dtype, start + i);
+    x[size_t(i)] = token.qkv[start + i];
     squares += double(x[size_t(i)]) * double(x[size_t(i)]);
   }
   if (norm != nullptr) {
@@ -57,7 +53,7 @@ void rope_token(const RopeToken& token) {
       for (int later = token.clear_from; later < kBlockTokens; ++later) {
         set(token.values, token.dtype, block + value_element(token.dtype, head_dim, later, i), 0.0f);
       }
-      float value = get(token.qkv, token.dtype, int64_t(heads + kv_heads + head) * head_dim + i);
+      float value = token.qkv[int64_t(heads + kv_heads + head) * head_dim + i];
       set(token.values, token.dtype, block + value_element(token.dtype, head_dim, token.offset, i), value);
     }
   }

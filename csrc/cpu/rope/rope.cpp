@@ -31,20 +31,21 @@ int clear_start(const Batch& batch, int token) {
 
 Rope::Rope(ThreadPool& pool, Isa isa) : pool_(pool), isa_(isa) {}
 
-void Rope::rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
-                          const float* rotary, KvLayer cache, const Batch& batch) const {
-  require(qkv.dtype == DType::bf16 || qkv.dtype == DType::f32, "rope: qkv must be bf16 or float32");
+void Rope::rope_and_cache(Tensor qkv, DType cache_dtype, const AttentionShape& shape, const float* q_norm, const float* k_norm,
+                          float epsilon, const float* rotary, KvLayer cache, const Batch& batch) const {
+  require(qkv.dtype == DType::f32, "rope: qkv must be float32");
+  require(cache_dtype == DType::bf16 || cache_dtype == DType::f32, "rope: the cache must be bf16 or float32");
   require(shape.head_dim % 16 == 0 && shape.head_dim <= kMaxHeadDim, "rope: head_dim must be a multiple of 16 up to 256, not ",
           shape.head_dim);
   const bool wide = isa_ >= Isa::avx512 && shape.head_dim % 32 == 0;
   const RopeKernel kernel = wide ? avx512::rope_token : avx2::rope_token;
-  const int64_t element = size_of(qkv.dtype);
+  const int64_t element = size_of(cache_dtype);
   pool_.for_each((batch.tokens + kTokensAnItem - 1) / kTokensAnItem, [&](int64_t item, int) {
     int end = item_start(batch, int(item + 1) * kTokensAnItem);
     for (int t = item_start(batch, int(item) * kTokensAnItem); t < end; ++t) {
       int64_t block = batch.slots[t] / kBlockTokens;
       int64_t start = kv_head_start(block, shape.kv_heads, 0, shape.head_dim) * element;
-      kernel({qkv.as<char>() + t * qkv.stride * element, qkv.dtype, shape, q_norm, k_norm, epsilon,
+      kernel({qkv.as<float>() + t * qkv.stride, cache_dtype, shape, q_norm, k_norm, epsilon,
               rotary + int64_t(batch.positions[t]) * shape.head_dim, static_cast<char*>(cache.keys) + start,
               static_cast<char*>(cache.values) + start, batch.slots[t] % kBlockTokens, clear_start(batch, t)});
     }

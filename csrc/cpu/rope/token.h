@@ -8,9 +8,9 @@
 
 namespace oarlock::cpu {
 
-// out[D] = rotation of the (normed) head x[D]; out may be x.
+// out[D] = rotation of the (normed) head x[D], rounded to E; they may not overlap.
 template <class V, class E>
-void rotate_head(const E* x, E* out, int head_dim, const float* norm, float epsilon, const float* rotary) {
+void rotate_head(const float* x, E* out, int head_dim, const float* norm, float epsilon, const float* rotary) {
   using F = typename V::F;
   const int half = head_dim / 2;
   float scale = 1;
@@ -44,7 +44,7 @@ void scatter_key(const void* key, void* block, int words, int offset) {
 
 // The first token of a pair zeroes the second's place, which is always still to come.
 template <class V>
-void store_value(const bf16* value, bf16* block, int head_dim, int offset) {
+void store_value(const float* value, bf16* block, int head_dim, int offset) {
   bf16* row = block + int64_t(offset / 2) * head_dim * 2;
   for (int i = 0; i < head_dim; i += V::kLanes) {
     if (offset % 2 == 0) {
@@ -66,15 +66,18 @@ void rope_token_typed(const RopeToken& token) {
   const int64_t block = int64_t(kBlockTokens) * head_dim;
   // An even clear_from only: an odd one's pair was zeroed by the token before it.
   const int clear_from = sizeof(E) == 2 ? (token.clear_from + 1) / 2 * 2 : token.clear_from;
-  E* row = static_cast<E*>(token.qkv);
-  for (int head = 0; head < heads; ++head, row += head_dim) {
-    rotate_head<V>(row, row, head_dim, token.q_norm, token.epsilon, token.rotary);
+  const float* row = token.qkv;
+  E* query = reinterpret_cast<E*>(token.qkv);
+  alignas(64) E rotated[kMaxHeadDim];
+  // A query is never longer than the floats it came from, so it overwrites none that are still to be read.
+  for (int head = 0; head < heads; ++head, row += head_dim, query += head_dim) {
+    rotate_head<V>(row, rotated, head_dim, token.q_norm, token.epsilon, token.rotary);
+    std::memcpy(query, rotated, size_t(head_dim) * sizeof(E));
   }
-  alignas(64) E key[kMaxHeadDim];
   for (int head = 0; head < kv_heads; ++head, row += head_dim) {
-    rotate_head<V>(row, key, head_dim, token.k_norm, token.epsilon, token.rotary);
+    rotate_head<V>(row, rotated, head_dim, token.k_norm, token.epsilon, token.rotary);
     E* keys = static_cast<E*>(token.keys) + head * block;
-    scatter_key<uint32_t>(key, keys, head_dim * int(sizeof(E)) / 4, token.offset);
+    scatter_key<uint32_t>(rotated, keys, head_dim * int(sizeof(E)) / 4, token.offset);
   }
   for (int head = 0; head < kv_heads; ++head, row += head_dim) {
     E* values = static_cast<E*>(token.values) + head * block;
