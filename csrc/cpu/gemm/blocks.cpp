@@ -55,10 +55,8 @@ Place place(Layout layout, int i, int column) {
       return {quad / 2 * 64 + column * 4 + i % 4, quad % 2 * 4};
     case Layout::int8_pairs:
       return {pair * 32 + element, 0};
-    default: {  // int4_pairs: dword lane element % 16 of vector pair / 4; nibble = 2 * (pair % 4) + element / 16
-      int nibble = pair % 4 * 2 + element / 16;
-      return {pair / 4 * 64 + element % 16 * 4 + nibble / 2, nibble % 2 * 4};
-    }
+    default:  // int4_pairs: 16-bit lane `element` of vector pair / 4, nibble pair % 4
+      return {pair / 4 * 64 + element * 2 + pair % 4 / 2, pair % 2 * 4};
   }
 }
 
@@ -155,15 +153,22 @@ void write_group(Layout layout, uint8_t* panel, int64_t index, int column, const
   }
 }
 
-Group read_packed_group(Layout layout, const uint8_t* panel, int64_t index, int column) {
+Group read_packed_scales(Layout layout, const uint8_t* panel, int64_t index, int column) {
   bool int4 = is_int4(layout);
   GroupView view = int4 ? group_view<true>(panel, index) : group_view<false>(panel, index);
   Group group;
   group.d = load16(view.d + 2 * column);
   if (int4) group.m = load16(view.m + 2 * column);
+  return group;
+}
+
+Group read_packed_group(Layout layout, const uint8_t* panel, int64_t index, int column) {
+  bool int4 = is_int4(layout);
+  const uint8_t* codes = int4 ? group_view<true>(panel, index).codes : group_view<false>(panel, index).codes;
+  Group group = read_packed_scales(layout, panel, index, column);
   for (int i = 0; i < kGroup; ++i) {
     Place at = place(layout, i, column);
-    uint8_t byte = view.codes[at.byte];
+    uint8_t byte = codes[at.byte];
     group.codes[i] = int4 ? byte >> at.shift & 15 : layout == Layout::int8_pairs ? uint8_t(byte + 128) : byte;
   }
   return group;

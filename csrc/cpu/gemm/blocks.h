@@ -29,6 +29,8 @@ Group quantize_group(const float* values, WeightFormat format);
 
 // A group's place in a panel of a quantized layout.
 void write_group(Layout layout, uint8_t* panel, int64_t index, int column, const Group& group);
+// A group's d and m, without its codes.
+Group read_packed_scales(Layout layout, const uint8_t* panel, int64_t index, int column);
 Group read_packed_group(Layout layout, const uint8_t* panel, int64_t index, int column);
 // The 32 values, exact in float.
 void dequantize_group(WeightFormat format, const Group& group, float* out);

@@ -39,8 +39,11 @@ using DenseBlock = void (*)(const uint8_t*, int64_t, const uint8_t*, int64_t, in
 
 // All rows by `panels` panels over [first_pair, last_pair); blocks of nearly equal height.
 template <class Policy>
-void dense_chunk(const uint8_t* x, int64_t stride, int rows, const uint8_t* weights, int64_t panel_bytes, int panels,
-                 int64_t first_pair, int64_t last_pair, bool fresh, float* c) {
+void dense_chunk(const Product& job, const uint8_t* x, const uint8_t* weights, int64_t panel_bytes, int64_t first_pair,
+                 int64_t last_pair, bool fresh, bool complete) {
+  int rows = job.rows, panels = job.panels;
+  int64_t stride = job.x->stride;
+  float* c = job.c;
   constexpr int kWide = Policy::kMaxRegisters / 6 >= 4 ? 4 : Policy::kMaxRegisters / 6;  // panels at six rows
   static constexpr DenseBlock kBlocks[6][3] = {
       {dense_block<Policy, 1, 1>, dense_block<Policy, 1, 2>, dense_block<Policy, 1, 4>},
@@ -62,6 +65,7 @@ void dense_chunk(const uint8_t* x, int64_t stride, int rows, const uint8_t* weig
                                      last_pair, fresh, c + row * kStride + panel * kPanel);
       panel += width;
     }
+    if (complete) finish(job, row, height, 0, panels, c + row * kStride, kStride);
     row += height;
   }
 }
@@ -72,6 +76,6 @@ void dense_product(const Product& job) {
   int64_t pairs = job.x->k / 2, chunk = job.rows <= 6 ? pairs : Policy::kChunk / 2;
   for (int64_t first = 0; first < pairs; first += chunk) {
     int64_t last = first + chunk < pairs ? first + chunk : pairs;
-    dense_chunk<Policy>(x, job.x->stride, job.rows, job.weights, job.panel_bytes, job.panels, first, last, first == 0, job.c);
+    dense_chunk<Policy>(job, x, job.weights, job.panel_bytes, first, last, first == 0, last == pairs);
   }
 }

@@ -1,7 +1,7 @@
 // Which kernel a weight gets, and how a product is cut into pieces of work for the threads.
 //
-// A piece is a chunk of rows by up to four panels. Weights are read from memory once for a chunk of rows; the chunk's
-// activations stay in the L2 cache. The last pieces of a chunk are smaller, so that the threads end together.
+// A piece is a chunk of rows by some panels. Weights are read from memory once for a chunk of rows; the chunk's activations
+// stay in the L2 cache. With few rows the last pieces are smaller, so that the threads end together.
 #include <algorithm>
 
 #include "base/error.h"
@@ -13,6 +13,8 @@ namespace oarlock::cpu {
 
 const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
   bool wide = isa >= Isa::avx512;
+  // Quantized weights become tiles by way of f16 arithmetic; a machine with tiles has it unless a hypervisor hides it.
+  bool tiles = isa == Isa::amx && __builtin_cpu_supports("avx512fp16");
   switch (format) {
     case WeightFormat::f32:
       return wide ? kAvx512F32 : kAvx2F32;
@@ -22,12 +24,12 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
       return wide ? kAvx512Bf16 : kAvx2Bf16;
     case WeightFormat::int8:
       if (compute == DType::f32) return wide ? kAvx512Int8F32 : kAvx2Int8F32;
-      if (isa == Isa::amx) return kAmxInt8;
+      if (tiles) return kAmxInt8;
       if (isa >= Isa::avx512_vnni) return kVnniInt8;
       return wide ? kAvx512Int8 : kAvx2Int8;
     case WeightFormat::int4:
       if (compute == DType::f32) return wide ? kAvx512Int4F32 : kAvx2Int4F32;
-      if (isa == Isa::amx) return kAmxInt4;
+      if (tiles) return kAmxInt4;
       if (isa >= Isa::avx512_vnni) return kVnniInt4;
       return wide ? kAvx512Int4 : kAvx2Int4;
     default:
@@ -37,7 +39,8 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
 
 namespace {
 
-constexpr int64_t kScratch = kWeightScratch + kMaxRows * kStride * 4;
+constexpr int64_t kScratch = kWeightScratch + kSums * 4;
+constexpr int64_t kLongK = 2048;  // beyond it, a piece's rows of x do not stay in the L2 cache
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -45,12 +48,12 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 int64_t prepared_row(Input input, int64_t k) { return input == Input::f32 ? 4 * k : input == Input::as_is ? 0 : 2 * k; }
 int64_t term_row(Input input, int64_t k) { return input == Input::digits || input == Input::words ? term_stride(k) : 0; }
 
-// Panels into pieces: fours, then pairs, then, unless gated, single ones.
+// Panels into pieces: fours, then pairs, then, unless panels belong together, single ones.
 struct Pieces {
   int64_t fours, pairs, singles;
 
-  Pieces(int64_t panels, int threads, bool gated) {
-    singles = gated || threads == 1 ? panels % 2 : std::min<int64_t>(panels, 2 * threads);
+  Pieces(int64_t panels, int threads, bool no_singles) {
+    singles = no_singles || threads == 1 ? panels % 2 : std::min<int64_t>(panels, 2 * threads);
     if ((panels - singles) % 2) singles += singles < panels ? 1 : -1;
     int64_t rest = panels - singles;
     int64_t paired = std::min<int64_t>(rest, threads == 1 ? 0 : 4 * threads);
@@ -111,43 +114,63 @@ void check(const ThreadPool& pool, const Workspace& workspace, const Tensor& out
           " x ", workspace.max_k(), " on ", workspace.threads());
 }
 
+// How the rows and panels of a product become pieces of work.
+struct Plan {
+  int64_t chunk, chunks;  // rows of a piece; pieces that all rows make
+  Pieces pieces;          // panels, when a piece has up to four
+  int64_t deep;           // panels of a piece, otherwise 0
+  int64_t count;          // pieces that all panels make
+
+  Plan(const Activations& a, const PackedWeight& w, int threads)
+      : chunk(0), chunks(0), pieces(w.panels, threads, w.gated || a.rows > 32), deep(0), count(pieces.count()) {
+    const Kernel& kernel = *w.kernel;
+    bool deep_kernel = kernel.most_panels > kMaxPanels, long_k = a.k > kLongK;
+    int64_t fitting = kernel.row_bytes / std::max<int64_t>(a.stride, 1) / 32 * 32;
+    // Tiles: sums rest between parts of a long k, for kMaxRows rows; otherwise they leave at once, for any number.
+    int64_t most = deep_kernel ? (long_k ? kMaxRows : std::min<int64_t>(fitting, 1024)) : std::min<int64_t>(fitting, kMaxRows);
+    most = std::max<int64_t>(most, 32);
+    chunks = (a.rows + most - 1) / most;
+    chunk = round_up((a.rows + chunks - 1) / chunks, 32);
+    chunks = (a.rows + chunk - 1) / chunk;
+    if (deep_kernel && a.rows > 64) {
+      // Wide pieces read x less often where it does not stay in the cache, if enough of them are left for the threads.
+      int64_t enough = w.panels * chunks / (6 * threads) / 2 * 2;
+      deep = std::clamp<int64_t>(enough, 2, long_k ? kDeepPanels : 8);
+      count = (w.panels + deep - 1) / deep;
+    }
+  }
+  int64_t first(int64_t piece) const { return deep ? piece * deep : pieces.first(piece); }
+};
+
 void multiply(ThreadPool& pool, Workspace& workspace, const Tensor& out, const Tensor& x, const PackedWeight& w,
               const float* bias) {
   if (x.rows == 0) return;
-  const Kernel& kernel = *w.kernel;
-  Activations a = prepare(pool, workspace, x, kernel);
-  int64_t fitting = kernel.row_chunk_bytes / std::max<int64_t>(a.stride, 1) / 32 * 32;
-  int64_t most = std::min<int64_t>(std::max<int64_t>(fitting, 32), kMaxRows);
-  int64_t chunks = (x.rows + most - 1) / most, chunk = round_up((x.rows + chunks - 1) / chunks, 32);
-  chunks = (x.rows + chunk - 1) / chunk;
-  Pieces pieces(w.panels, pool.size(), w.gated);
-  int64_t count = pieces.count();
-  pool.for_each(chunks * count, [&](int64_t item, int thread) {
-    int64_t row0 = item / count * chunk, piece = item % count;
-    int64_t panel = pieces.first(piece), last = piece + 1 < count ? pieces.first(piece + 1) : w.panels;
-    uint8_t* scratch = workspace.thread_scratch(thread);
+  Activations a = prepare(pool, workspace, x, *w.kernel);
+  Plan plan(a, w, pool.size());
+  int64_t items = plan.chunks * plan.count;
+  pool.for_each(items, [&](int64_t item, int thread) {
+    int64_t row0 = item / plan.count * plan.chunk, piece = item % plan.count;
+    int64_t panel = plan.first(piece), last = piece + 1 < plan.count ? plan.first(piece + 1) : w.panels;
+    int64_t next = item + pool.size(), col = (w.gated ? panel / 2 : panel) * kPanel;
     Product product;
     product.x = &a;
     product.row0 = row0;
-    product.rows = int(std::min(chunk, x.rows - row0));
+    product.rows = int(std::min(plan.chunk, x.rows - row0));
     product.panels = int(last - panel);
     product.weights = w.data + panel * w.panel_bytes;
     product.panel_bytes = w.panel_bytes;
-    product.scratch = scratch;
-    product.c = reinterpret_cast<float*>(scratch + kWeightScratch);
-    kernel.product(product);
-    Finish finish;
-    int64_t col = w.gated ? panel / 2 * kPanel : panel * kPanel;
-    finish.c = product.c;
-    finish.rows = product.rows;
-    finish.panels = product.panels;
-    finish.dtype = out.dtype;
-    finish.stride = out.stride;
-    finish.cols = out.cols - col;
-    finish.out = out.as<uint8_t>() + (row0 * out.stride + col) * size_of(out.dtype);
-    finish.bias = bias ? bias + col : nullptr;
-    finish.gated = w.gated;
-    kernel.finish(finish);
+    if (next < items) product.ahead = w.data + plan.first(next % plan.count) * w.panel_bytes;
+    product.shift = w.shift;
+    product.unit = w.unit;
+    product.out = out.as<uint8_t>() + (row0 * out.stride + col) * size_of(out.dtype);
+    product.out_dtype = out.dtype;
+    product.out_stride = out.stride;
+    product.cols = out.cols - col;
+    product.bias = bias ? bias + col : nullptr;
+    product.gated = w.gated;
+    product.scratch = workspace.thread_scratch(thread);
+    product.c = reinterpret_cast<float*>(product.scratch + kWeightScratch);
+    w.kernel->product(product);
   });
 }
 

@@ -56,29 +56,32 @@ OARLOCK_INLINE void store_lanes(Element* out, Vector v, int64_t valid) {
   }
 }
 
-// Lanes of a row from column `col` of the piece on.
-OARLOCK_INLINE void store(Lanes v, const Finish& f, int64_t row, int64_t col) {
-  if (f.dtype == DType::f32) {
-    store_lanes(static_cast<float*>(f.out) + row * f.stride + col, v, f.cols - col);
+OARLOCK_INLINE void store(const Product& job, Lanes v, int64_t row, int64_t col) {
+  if (job.out_dtype == DType::f32) {
+    store_lanes(static_cast<float*>(job.out) + row * job.out_stride + col, v, job.cols - col);
   } else {
-    store_lanes(static_cast<uint16_t*>(f.out) + row * f.stride + col, round_to_bf16(v), f.cols - col);
+    store_lanes(static_cast<uint16_t*>(job.out) + row * job.out_stride + col, round_to_bf16(v), job.cols - col);
   }
 }
 
-void finish(const Finish& f) {
-  if (f.gated) {
-    for (int row = 0; row < f.rows; ++row) {
-      for (int col = 0; col < f.panels / 2 * kPanel; col += kLanes) {
-        const float* gate = f.c + row * kStride + col / kPanel * 2 * kPanel + col % kPanel;
-        store(silu(load_lanes(gate)) * load_lanes(gate + kPanel), f, row, col);
+// Rows and panels of a piece of work, counted within it, from complete sums c (rows `stride` floats apart).
+void finish(const Product& job, int first_row, int rows, int panel, int panels, const float* c, int stride) {
+  if (job.gated) {
+    for (int row = 0; row < rows; ++row) {
+      for (int col = 0; col < panels / 2 * kPanel; col += kLanes) {
+        const float* gate = c + row * stride + col / kPanel * 2 * kPanel + col % kPanel;
+        Lanes v = silu(load_lanes(gate) * job.unit) * (load_lanes(gate + kPanel) * job.unit);
+        store(job, v, first_row + row, panel / 2 * kPanel + col);
       }
     }
     return;
   }
-  float bias[kStride] = {};
-  if (f.bias)
-    for (int i = 0; i < kStride && i < f.cols; ++i) bias[i] = f.bias[i];
-  for (int row = 0; row < f.rows; ++row)
-    for (int col = 0; col < f.panels * kPanel; col += kLanes)
-      store(load_lanes(f.c + row * kStride + col) + load_lanes(bias + col), f, row, col);
+  for (int col = 0; col < panels * kPanel; col += kLanes) {
+    float bias[kLanes] = {};
+    int64_t from = panel * kPanel + col;
+    if (job.bias)
+      for (int i = 0; i < kLanes && from + i < job.cols; ++i) bias[i] = job.bias[from + i];
+    Lanes add = load_lanes(bias);
+    for (int row = 0; row < rows; ++row) store(job, load_lanes(c + row * stride + col) * job.unit + add, first_row + row, from);
+  }
 }

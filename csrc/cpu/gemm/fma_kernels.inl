@@ -72,8 +72,7 @@ void expanded_product(const Product& job) {
     int64_t count = job.x->k - first < kExpandChunk ? job.x->k - first : kExpandChunk;
     for (int panel = 0; panel < job.panels; ++panel)
       expand_panel<kInt4>(job.weights + panel * job.panel_bytes, first / kGroup, count, scratch + panel * kPanelScratch);
-    dense_chunk<FmaF32>(job.x->data + job.row0 * job.x->stride + first * 4, job.x->stride, job.rows,
-                        reinterpret_cast<const uint8_t*>(scratch), kPanelScratch * 4, job.panels, 0, count / 2, first == 0,
-                        job.c);
+    dense_chunk<FmaF32>(job, job.x->data + job.row0 * job.x->stride + first * 4, job.scratch, kPanelScratch * 4, 0, count / 2,
+                        first == 0, first + count == job.x->k);
   }
 }

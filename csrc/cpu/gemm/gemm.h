@@ -25,6 +25,7 @@ class PackedWeight : public Weight {
   const uint8_t* data = nullptr;  // panels, each panel_bytes long; gated: gate panel, up panel, gate panel, ...
   int64_t panels = 0, panel_bytes = 0;
   bool gated = false;
+  float shift = 1, unit = 1;  // see tile_expand.inl
   DType compute = DType::bf16;
   std::shared_ptr<Block> memory;
 };

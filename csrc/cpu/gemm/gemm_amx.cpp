@@ -12,8 +12,9 @@ namespace {
 #include "cpu/gemm/epilogue.inl"
 #include "cpu/gemm/tile_expand.inl"
 
-constexpr int64_t kTile = 1024;  // bytes
-constexpr int kTileK = 32;       // elements of k in a tile
+constexpr int64_t kTile = 1024;     // bytes
+constexpr int kTileK = 32;          // elements of k in a tile
+constexpr int64_t kMostTiles = 64;  // along k in one go: two panels of them, and 256 rows of x, fit the L2 cache
 
 // Tiles 0-3 accumulate, 4 and 5 hold rows of x, 6 and 7 panels. `rows` is 16, or the height of a single, shorter block.
 void configure_tiles(int rows) {
@@ -32,21 +33,37 @@ void configure_tiles(int rows) {
   _tile_loadconfig(&config);
 }
 
-// What a micro-kernel multiplies: `tiles` steps of 32 along k.
+// Weights of the next pair of panels, drawn into the L2 cache a few lines with every step: tile loads alone wait for memory.
+struct Ahead {
+  const uint8_t *first = nullptr, *second = nullptr;
+  int lines = 0;  // a step
+
+  Ahead() = default;
+  Ahead(const uint8_t* from, int64_t panel_bytes, int64_t bytes, int64_t steps)
+      : first(from), second(from + panel_bytes), lines(int((bytes / 64 + steps - 1) / steps)) {}
+  void step() {
+    for (int line = 0; line < lines; ++line, first += 64, second += 64) {
+      _mm_prefetch(first, _MM_HINT_T1);
+      _mm_prefetch(second, _MM_HINT_T1);
+    }
+  }
+};
+
+// What a micro-kernel multiplies: `tiles` steps of 32 along k, from zero (fresh) or onto c.
 struct Strip {
   const uint8_t* x;  // first tile of the block of rows
   int64_t block;     // bytes from a block of 16 rows to the next
   const uint8_t* w;  // first tile of the first panel
   int64_t panel;     // bytes from a panel to the next
   int64_t tiles;
-  bool fresh;  // start from zero, not from c
+  bool fresh;
   float* c;
 };
 
-constexpr int kRowBytes = kStride * 4;  // of c
-
+// Up to 16 rows by up to four panels; c has rows of 64 floats.
 template <int kPanels>
 void one_block(const Strip& s) {
+  constexpr int kRowBytes = 256;
   const uint8_t *x = s.x, *w = s.w;
   if (s.fresh) {
     _tile_zero(0);
@@ -82,133 +99,163 @@ void one_block(const Strip& s) {
   if (kPanels > 3) _tile_stored(3, s.c + 48, kRowBytes);
 }
 
-template <int kPanels>
-void two_blocks(const Strip& s) {
+// 32 rows (kBlocks 2) or 16 by one or two panels; c has rows of 32 floats. x is read past the L1 cache, where the panels
+// then stay for the next rows.
+template <int kBlocks, int kPanels>
+void square(const Strip& s, Ahead& ahead) {
+  constexpr int kRowBytes = 128;
   const uint8_t *x = s.x, *w = s.w;
-  float* lower = s.c + 16 * kStride;
+  float* lower = s.c + 16 * 32;
   if (s.fresh) {
     _tile_zero(0);
-    _tile_zero(2);
+    if (kBlocks > 1) _tile_zero(2);
     if (kPanels > 1) _tile_zero(1);
-    if (kPanels > 1) _tile_zero(3);
+    if (kBlocks > 1 && kPanels > 1) _tile_zero(3);
   } else {
     _tile_loadd(0, s.c, kRowBytes);
-    _tile_loadd(2, lower, kRowBytes);
+    if (kBlocks > 1) _tile_loadd(2, lower, kRowBytes);
     if (kPanels > 1) _tile_loadd(1, s.c + 16, kRowBytes);
-    if (kPanels > 1) _tile_loadd(3, lower + 16, kRowBytes);
+    if (kBlocks > 1 && kPanels > 1) _tile_loadd(3, lower + 16, kRowBytes);
   }
   for (int64_t tile = 0; tile < s.tiles; ++tile, x += kTile, w += kTile) {
+    ahead.step();
     _tile_stream_loadd(4, x, 64);
     _tile_loadd(6, w, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_stream_loadd(5, x + s.block, 64);
-    _tile_dpbf16ps(2, 5, 6);
+    if (kBlocks > 1) {
+      _tile_stream_loadd(5, x + s.block, 64);
+      _tile_dpbf16ps(2, 5, 6);
+    }
     if (kPanels > 1) {
       _tile_loadd(7, w + s.panel, 64);
       _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
     }
+    if (kBlocks > 1 && kPanels > 1) _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, s.c, kRowBytes);
-  _tile_stored(2, lower, kRowBytes);
+  if (kBlocks > 1) _tile_stored(2, lower, kRowBytes);
   if (kPanels > 1) _tile_stored(1, s.c + 16, kRowBytes);
-  if (kPanels > 1) _tile_stored(3, lower + 16, kRowBytes);
-}
-
-// All row blocks by the panels over one chunk of k. `rows` up to 16 use one block; more come in blocks of 32, then 16.
-void tile_chunk(Strip s, int rows, int panels) {
-  if (rows <= 16) {
-    for (int panel = 0; panel < panels;) {
-      Strip part = s;
-      part.w += panel * s.panel;
-      part.c += panel * kPanel;
-      int width = panels - panel;
-      if (width >= 4) one_block<4>(part);
-      if (width == 3) one_block<3>(part);
-      if (width == 2) one_block<2>(part);
-      if (width == 1) one_block<1>(part);
-      panel += width;
-    }
-    return;
-  }
-  for (int panel = 0; panel < panels; panel += 2) {
-    for (int row = 0; row < rows; row += 32) {
-      Strip part = s;
-      part.x += row / 16 * s.block;
-      part.w += panel * s.panel;
-      part.c += row * kStride + panel * kPanel;
-      bool both = panels - panel >= 2;
-      if (rows - row > 16) {
-        both ? two_blocks<2>(part) : two_blocks<1>(part);
-      } else {
-        both ? one_block<2>(part) : one_block<1>(part);
-      }
-    }
-  }
+  if (kBlocks > 1 && kPanels > 1) _tile_stored(3, lower + 16, kRowBytes);
 }
 
 // x into tiles. Rows beyond the last one of a block stay as they are: a tile's rows do not mix.
+template <bool kRaise>
 void tile_rows(const Prepare& job, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const uint16_t* from = job.x.as<uint16_t>() + row * job.x.stride;
     uint8_t* to = job.data + row / 16 * (16 * job.stride) + row % 16 * 64;
-    for (int64_t k = 0; k < job.x.cols; k += kTileK, to += kTile) _mm512_storeu_si512(to, _mm512_loadu_si512(from + k));
+    for (int64_t k = 0; k < job.x.cols; k += kTileK, to += kTile) {
+      __m512i x = _mm512_loadu_si512(from + k);
+      _mm512_store_si512(to, kRaise ? raise(x) : x);
+    }
   }
 }
 
-Strip first_strip(const Product& job) {
-  Strip s = {};
-  s.block = 16 * job.x->stride;
-  s.x = job.x->data + job.row0 / 16 * s.block;
-  s.c = job.c;
-  return s;
-}
+enum class Format { bf16, int8, int4 };
 
-void bf16_product(const Product& job) {
-  configure_tiles(job.rows < 16 ? job.rows : 16);
-  int64_t tiles = job.x->k / kTileK, chunk = job.rows <= 32 ? tiles : 64;
-  Strip s = first_strip(job);
-  s.panel = job.panel_bytes;
-  for (int64_t first = 0; first < tiles; first += chunk) {
-    Strip part = s;
-    part.x += first * kTile;
-    part.w = job.weights + first * kTile;
-    part.tiles = tiles - first < chunk ? tiles - first : chunk;
-    part.fresh = first == 0;
-    tile_chunk(part, job.rows, job.panels);
+// Tiles [first, first + count) of a panel in bf16.
+template <Format kFormat>
+void expand(const Product& job, int panel, int64_t first, int64_t count, uint8_t* to) {
+  __m256h shift = _mm256_set1_ph(_Float16(job.shift));
+  for (int64_t tile = first; tile < first + count; ++tile, to += kTile) {
+    if (kFormat == Format::int8) expand_int8(group_view<false>(job.weights + panel * job.panel_bytes, tile), shift, to);
+    if (kFormat == Format::int4) expand_int4(group_view<true>(job.weights + panel * job.panel_bytes, tile), shift, to);
   }
-  _tile_release();
 }
 
-// Weights expanded to bf16 tiles in scratch, a few steps of k at a time for few rows, more for many.
-template <bool kInt4>
-void expanded_product(const Product& job) {
-  configure_tiles(job.rows < 16 ? job.rows : 16);
-  int64_t tiles = job.x->k / kTileK, chunk = job.rows <= 16 ? 4 : 16;
-  Strip s = first_strip(job);
-  s.panel = chunk * kTile;
+// Up to 16 rows: the time to read the weights. Four panels at once, since several streams read faster than one.
+template <Format kFormat>
+void few_rows(const Product& job) {
+  constexpr int64_t kFew = 4;  // tiles expanded at once
+  int64_t tiles = job.x->k / kTileK, chunk = kFormat == Format::bf16 ? tiles : kFew;
+  for (int panel = 0; panel < job.panels; panel += kMaxPanels) {
+    int width = job.panels - panel < kMaxPanels ? job.panels - panel : kMaxPanels;
+    Strip s;
+    s.block = 0;
+    s.c = job.c;
+    s.panel = kFormat == Format::bf16 ? job.panel_bytes : chunk * kTile;
+    for (int64_t first = 0; first < tiles; first += chunk) {
+      s.tiles = tiles - first < chunk ? tiles - first : chunk;
+      s.x = job.x->data + job.row0 * job.x->stride + first * kTile;
+      s.w = kFormat == Format::bf16 ? job.weights + panel * job.panel_bytes + first * kTile : job.scratch;
+      s.fresh = first == 0;
+      if (kFormat != Format::bf16)
+        for (int i = 0; i < width; ++i) expand<kFormat>(job, panel + i, first, s.tiles, job.scratch + i * s.panel);
+      if (width == 4) one_block<4>(s);
+      if (width == 3) one_block<3>(s);
+      if (width == 2) one_block<2>(s);
+      if (width == 1) one_block<1>(s);
+    }
+    finish(job, 0, job.rows, panel, width, job.c, 64);
+  }
+}
+
+// Brings the lines that a block's results go to, while the block is computed: stores that miss would stop it at its end.
+void claim_output(const Product& job, int row, int rows, int panel) {
+  int64_t bytes = size_of(job.out_dtype), col = (job.gated ? panel / 2 : panel) * kPanel;
+  uint8_t* out = static_cast<uint8_t*>(job.out) + (row * job.out_stride + col) * bytes;
+  for (int i = 0; i < rows; ++i, out += job.out_stride * bytes) {
+    __builtin_prefetch(out, 1);
+    if (bytes == 4) __builtin_prefetch(out + 64, 1);
+  }
+}
+
+// More rows: pairs of panels, whose weights stay close while all rows pass. Sums that wait for the next chunk of k rest in c,
+// [pair][row][32]; finished ones leave at once.
+template <Format kFormat>
+void many_rows(const Product& job) {
+  int64_t tiles = job.x->k / kTileK, most = kMostTiles;
+  if (kFormat != Format::bf16 && job.rows <= 64) most = job.rows / 4;  // expanded tiles then stay in the L1 cache
+  int64_t chunks = (tiles + most - 1) / most, chunk = (tiles + chunks - 1) / chunks;
   for (int64_t first = 0; first < tiles; first += chunk) {
-    Strip part = s;
-    part.x += first * kTile;
-    part.w = job.scratch;
-    part.tiles = tiles - first < chunk ? tiles - first : chunk;
-    part.fresh = first == 0;
-    for (int64_t tile = 0; tile < part.tiles; ++tile) {
-      for (int panel = 0; panel < job.panels; ++panel) {
-        GroupView view = group_view<kInt4>(job.weights + panel * job.panel_bytes, first + tile);
-        uint8_t* to = job.scratch + panel * s.panel + tile * kTile;
-        kInt4 ? expand_int4(view, to) : expand_int8(view, to);
+    int64_t count = tiles - first < chunk ? tiles - first : chunk;
+    bool last = first + count == tiles;
+    for (int panel = 0; panel < job.panels; panel += 2) {
+      bool both = job.panels - panel > 1;
+      Strip s;
+      s.block = 16 * job.x->stride;
+      s.tiles = count;
+      s.fresh = first == 0;
+      s.panel = kFormat == Format::bf16 ? job.panel_bytes : kMostTiles * kTile;
+      s.w = kFormat == Format::bf16 ? job.weights + panel * job.panel_bytes + first * kTile : job.scratch;
+      if (kFormat != Format::bf16)
+        for (int i = 0; i < 1 + both; ++i) expand<kFormat>(job, panel + i, first, count, job.scratch + i * s.panel);
+      // What comes after this pair: the next one, else the first with the next chunk of k, else the next piece of work.
+      const uint8_t* next = panel + 2 < job.panels ? job.weights + (panel + 2) * job.panel_bytes
+                            : last                 ? job.ahead
+                                                   : job.weights;
+      int64_t start = panel + 2 < job.panels ? first : last ? 0 : first + count, per_tile = job.panel_bytes / tiles;
+      Ahead ahead;
+      if (next) ahead = Ahead(next + start * per_tile, job.panel_bytes, count * per_tile, (job.rows + 31) / 32 * count);
+      for (int row = 0; row < job.rows; row += 32) {
+        s.x = job.x->data + (job.row0 + row) * job.x->stride + first * kTile;
+        s.c = chunks == 1 ? job.c : job.c + (panel / 2 * kMaxRows + row) * 32;
+        int rows = job.rows - row < 32 ? job.rows - row : 32;
+        if (last) claim_output(job, row, rows, panel);
+        if (rows > 16) {
+          both ? square<2, 2>(s, ahead) : square<2, 1>(s, ahead);
+        } else {
+          both ? square<1, 2>(s, ahead) : square<1, 1>(s, ahead);
+        }
+        if (last) finish(job, row, rows, panel, 1 + both, s.c, 32);
       }
     }
-    tile_chunk(part, job.rows, job.panels);
   }
+}
+
+template <Format kFormat>
+void product(const Product& job) {
+  configure_tiles(job.rows < 16 ? job.rows : 16);
+  job.rows <= 16 ? few_rows<kFormat>(job) : many_rows<kFormat>(job);
   _tile_release();
 }
 
 }  // namespace
 
-const Kernel kAmxInt8 = {"amx int8", Layout::int8_pairs, Input::tiles, 1 << 20, tile_rows, expanded_product<false>, finish};
-const Kernel kAmxInt4 = {"amx int4", Layout::int4_pairs, Input::tiles, 1 << 20, tile_rows, expanded_product<true>, finish};
-const Kernel kAmxBf16 = {"amx bf16", Layout::bf16, Input::tiles, 1 << 20, tile_rows, bf16_product, finish};
+const Kernel kAmxBf16 = {"amx bf16", Layout::bf16, Input::tiles, 1 << 20, kDeepPanels, tile_rows<false>, product<Format::bf16>};
+const Kernel kAmxInt8 = {"amx int8",  Layout::int8_pairs, Input::tiles,         1 << 20,
+                         kDeepPanels, tile_rows<true>,    product<Format::int8>};
+const Kernel kAmxInt4 = {"amx int4",  Layout::int4_pairs, Input::tiles,         1 << 20,
+                         kDeepPanels, tile_rows<true>,    product<Format::int4>};
 
 }  // namespace oarlock::cpu

@@ -115,15 +115,15 @@ struct Words {
 
 }  // namespace
 
-const Kernel kAvx2F32 = {"avx2 f32", Layout::f32, Input::f32, 256 << 10, widen_rows, dense_product<FmaF32>, finish};
-const Kernel kAvx2Bf16 = {"avx2 bf16", Layout::bf16, Input::f32, 256 << 10, widen_rows, dense_product<FmaBf16>, finish};
-const Kernel kAvx2Int8F32 = {"avx2 int8 as f32", Layout::int8_quads,      Input::f32, 256 << 10,
-                             widen_rows,         expanded_product<false>, finish};
-const Kernel kAvx2Int4F32 = {"avx2 int4 as f32", Layout::int4_quads,     Input::f32, 256 << 10,
-                             widen_rows,         expanded_product<true>, finish};
-const Kernel kAvx2Int8 = {
-    "avx2 int8", Layout::int8_quads, Input::words, 256 << 10, quantize_rows<false>, integer_product<Words, false>, finish};
-const Kernel kAvx2Int4 = {"avx2 int4",          Layout::int4_quads,           Input::words, 256 << 10,
-                          quantize_rows<false>, integer_product<Words, true>, finish};
+const Kernel kAvx2F32 = {"avx2 f32", Layout::f32, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaF32>};
+const Kernel kAvx2Bf16 = {"avx2 bf16", Layout::bf16, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaBf16>};
+const Kernel kAvx2Int8F32 = {"avx2 int8 as f32", Layout::int8_quads,     Input::f32, 256 << 10, kMaxPanels,
+                             widen_rows,         expanded_product<false>};
+const Kernel kAvx2Int4F32 = {"avx2 int4 as f32", Layout::int4_quads,    Input::f32, 256 << 10, kMaxPanels,
+                             widen_rows,         expanded_product<true>};
+const Kernel kAvx2Int8 = {"avx2 int8",          Layout::int8_quads,           Input::words, 256 << 10, kMaxPanels,
+                          quantize_rows<false>, integer_product<Words, false>};
+const Kernel kAvx2Int4 = {"avx2 int4",          Layout::int4_quads,          Input::words, 256 << 10, kMaxPanels,
+                          quantize_rows<false>, integer_product<Words, true>};
 
 }  // namespace oarlock::cpu

@@ -94,15 +94,15 @@ struct Words {
 
 }  // namespace
 
-const Kernel kAvx512F32 = {"avx512 f32", Layout::f32, Input::f32, 256 << 10, widen_rows, dense_product<FmaF32>, finish};
-const Kernel kAvx512Bf16 = {"avx512 bf16", Layout::bf16, Input::f32, 256 << 10, widen_rows, dense_product<FmaBf16>, finish};
-const Kernel kAvx512Int8F32 = {"avx512 int8 as f32", Layout::int8_quads,      Input::f32, 256 << 10,
-                               widen_rows,           expanded_product<false>, finish};
-const Kernel kAvx512Int4F32 = {"avx512 int4 as f32", Layout::int4_quads,     Input::f32, 256 << 10,
-                               widen_rows,           expanded_product<true>, finish};
-const Kernel kAvx512Int8 = {
-    "avx512 int8", Layout::int8_quads, Input::words, 256 << 10, quantize_rows<false>, integer_product<Words, false>, finish};
-const Kernel kAvx512Int4 = {"avx512 int4",        Layout::int4_quads,           Input::words, 256 << 10,
-                            quantize_rows<false>, integer_product<Words, true>, finish};
+const Kernel kAvx512F32 = {"avx512 f32", Layout::f32, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaF32>};
+const Kernel kAvx512Bf16 = {"avx512 bf16", Layout::bf16, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaBf16>};
+const Kernel kAvx512Int8F32 = {"avx512 int8 as f32", Layout::int8_quads,     Input::f32, 256 << 10, kMaxPanels,
+                               widen_rows,           expanded_product<false>};
+const Kernel kAvx512Int4F32 = {"avx512 int4 as f32", Layout::int4_quads,    Input::f32, 256 << 10, kMaxPanels,
+                               widen_rows,           expanded_product<true>};
+const Kernel kAvx512Int8 = {"avx512 int8",        Layout::int8_quads,           Input::words, 256 << 10, kMaxPanels,
+                            quantize_rows<false>, integer_product<Words, false>};
+const Kernel kAvx512Int4 = {"avx512 int4",        Layout::int4_quads,          Input::words, 256 << 10, kMaxPanels,
+                            quantize_rows<false>, integer_product<Words, true>};
 
 }  // namespace oarlock::cpu

@@ -26,6 +26,7 @@ struct DotBf16 {
 
 }  // namespace
 
-const Kernel kDotBf16 = {"avx512_bf16 bf16", Layout::bf16, Input::as_is, 256 << 10, nullptr, dense_product<DotBf16>, finish};
+const Kernel kDotBf16 = {"avx512_bf16 bf16", Layout::bf16, Input::as_is,          256 << 10,
+                         kMaxPanels,         nullptr,      dense_product<DotBf16>};
 
 }  // namespace oarlock::cpu

@@ -76,9 +76,9 @@ struct Vnni {
 
 }  // namespace
 
-const Kernel kVnniInt8 = {"avx512_vnni int8",  Layout::int8_quads,           Input::digits, 256 << 10,
-                          quantize_rows<true>, integer_product<Vnni, false>, finish};
-const Kernel kVnniInt4 = {"avx512_vnni int4",  Layout::int4_quads,          Input::digits, 256 << 10,
-                          quantize_rows<true>, integer_product<Vnni, true>, finish};
+const Kernel kVnniInt8 = {"avx512_vnni int8",  Layout::int8_quads,          Input::digits, 256 << 10, kMaxPanels,
+                          quantize_rows<true>, integer_product<Vnni, false>};
+const Kernel kVnniInt4 = {"avx512_vnni int4",  Layout::int4_quads,         Input::digits, 256 << 10, kMaxPanels,
+                          quantize_rows<true>, integer_product<Vnni, true>};
 
 }  // namespace oarlock::cpu

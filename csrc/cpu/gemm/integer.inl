@@ -157,6 +157,7 @@ void integer_product(const Product& product) {
         kBlocks[height - 1][width / 2](job);
         panel += width;
       }
+      if (job.complete) finish(product, row, height, 0, product.panels, product.c + row * kStride, kStride);
       row += height;
     }
   }

@@ -13,10 +13,13 @@
 
 namespace oarlock::cpu {
 
-constexpr int kPanel = 16;                     // output rows of a panel
-constexpr int kGroup = 32;                     // elements along k that share a scale; k is a multiple of it
-constexpr int kMaxPanels = 4;                  // panels of one Product
-constexpr int kMaxRows = 256;                  // rows of one Product
+constexpr int kPanel = 16;                    // output rows of a panel
+constexpr int kGroup = 32;                    // elements along k that share a scale; k is a multiple of it
+constexpr int kMaxPanels = 4;                 // panels that a kernel works on at once
+constexpr int kDeepPanels = 16;               // most panels of one Product (AMX)
+constexpr int kMaxRows = 256;                 // most rows of one Product, except where sums need no rest
+constexpr int kStride = kMaxPanels * kPanel;  // floats from a row of sums to the next
+constexpr int64_t kSums = kMaxRows * kDeepPanels * kPanel;
 constexpr int64_t kWeightScratch = 128 << 10;  // bytes a thread has for weights expanded on the way
 
 // Panels' layouts. f32: [k][16]. bf16: [k/2][16][2], so that 32 of k are one 1 KiB tile. The quantized ones are records
@@ -72,28 +75,24 @@ struct Prepare {
   bool int4 = false;
 };
 
-// c[rows][16 * panels] (row stride kMaxPanels * 16) = rows [row0, row0 + rows) of x times the panels.
+// One piece of work: rows [row0, row0 + rows) of x times some panels, finished (bias, or silu(gate) * up of panel pairs;
+// rounding) and written to out. `out`, `cols` and `bias` begin at the first panel's column, `out` at row0.
 struct Product {
   const Activations* x = nullptr;
   int64_t row0 = 0;
   int rows = 0, panels = 0;
   const uint8_t* weights = nullptr;
   int64_t panel_bytes = 0;
-  float* c = nullptr;
-  uint8_t* scratch = nullptr;  // kWeightScratch bytes
-};
-constexpr int kStride = kMaxPanels * kPanel;  // of c
-
-// From c to out: bias, or silu(gate) * up of panel pairs, and rounding. cols counts valid columns of out from `out` on.
-struct Finish {
-  const float* c = nullptr;
-  int rows = 0, panels = 0;
+  const uint8_t* ahead = nullptr;  // panels that this thread will probably want next, or null
+  float shift = 1, unit = 1;       // tiles of quantized weights: w is scaled by shift, the sums by unit
   void* out = nullptr;
-  DType dtype = DType::bf16;
-  int64_t stride = 0;  // elements
-  int64_t cols = 0;
+  DType out_dtype = DType::bf16;
+  int64_t out_stride = 0;  // elements
+  int64_t cols = 0;        // valid columns of out
   const float* bias = nullptr;
   bool gated = false;
+  float* c = nullptr;          // kSums floats for sums on the way
+  uint8_t* scratch = nullptr;  // kWeightScratch bytes
 };
 
 enum class Input : uint8_t { as_is, f32, tiles, digits, words };  // what prepare() makes of x
@@ -102,10 +101,10 @@ struct Kernel {
   const char* name;
   Layout layout;
   Input input;
-  int row_chunk_bytes;  // activations that one piece of work should keep in the L2 cache
+  int64_t row_bytes;  // of activations that one piece of work should keep in the L2 cache
+  int most_panels;    // of one piece of work
   void (*prepare)(const Prepare&, int64_t first_row, int64_t last_row);  // first_row a multiple of 16
   void (*product)(const Product&);
-  void (*finish)(const Finish&);
 };
 
 // The kernels of an instruction set, by layout; compiled in a file each.

@@ -2,8 +2,10 @@
 
 #include <chrono>
 #include <cstring>
+#include <random>
 #include <vector>
 
+#include "base/dtype.h"
 #include "base/isa.h"
 #include "cpu/gemm/machine_kernels.h"
 #include "cpu/gemm/memory.h"
@@ -22,6 +24,21 @@ RateLoop rate_loop(MatrixKind kind, Isa isa) {
   if (kind == MatrixKind::int8 && isa >= Isa::avx512_vnni) return rate_int8_vnni;
   if (kind == MatrixKind::int8) return rate_int8_avx2;
   return isa >= Isa::avx512 ? rate_f32_avx512 : rate_f32_avx2;
+}
+
+// Numbers as a model has them. Zeros would flatter: multiplying them takes so little power that the clock rises.
+void random_operands(MatrixKind kind, uint8_t* operands, size_t bytes) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  for (size_t at = 0; at < bytes;) {
+    float value = normal(random);
+    bf16 half = to_bf16(value);
+    int8_t code = int8_t(value * 32);
+    if (kind == MatrixKind::f32) std::memcpy(operands + at, &value, 4);
+    if (kind == MatrixKind::bf16) std::memcpy(operands + at, &half, 2);
+    if (kind == MatrixKind::int8) std::memcpy(operands + at, &code, 1);
+    at += kind == MatrixKind::f32 ? 4 : kind == MatrixKind::bf16 ? 2 : 1;
+  }
 }
 
 }  // namespace
@@ -55,7 +72,8 @@ double matrix_rate(MatrixKind kind, ThreadPool& pool, double seconds) {
   RateLoop burst = rate_loop(kind, selected_isa());
   std::vector<double> rates(pool.size());
   pool.run([&](int thread) {
-    alignas(64) uint8_t operands[32 << 10] = {};
+    alignas(64) uint8_t operands[32 << 10];
+    random_operands(kind, operands, sizeof operands);
     float sink[16] = {};
     double operations = 0, elapsed = 0;
     burst(operands, sink);

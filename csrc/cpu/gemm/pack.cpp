@@ -1,5 +1,6 @@
 // Packing of weights into panels, and reading single rows back.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -48,6 +49,26 @@ Position position(const PackedWeight& w, int64_t n) {
   if (!w.gated) return {n / kPanel, int(n % kPanel)};
   int64_t half = w.n / 2, within = n % half;
   return {within / kPanel * 2 + (n >= half ? 1 : 0), int(within % kPanel)};
+}
+
+// The shift of tile_expand.inl: the largest element near the top of f16's range.
+void scale_tiles(PackedWeight& w, ThreadPool& pool) {
+  std::vector<float> greatest(pool.size());
+  pool.for_each(w.panels, [&](int64_t panel, int thread) {
+    float most = greatest[thread];
+    for (int64_t g = 0; g < w.k / kGroup; ++g) {
+      for (int column = 0; column < kPanel; ++column) {
+        Group group = read_packed_scales(w.kernel->layout, w.data + panel * w.panel_bytes, g, column);
+        float d = std::fabs(to_float(f16{group.d})), m = std::fabs(to_float(f16{group.m}));
+        most = std::max(most, w.format == WeightFormat::int8 ? 128 * d : 15 * d + m);
+      }
+    }
+    greatest[thread] = most;
+  });
+  float most = *std::max_element(greatest.begin(), greatest.end());
+  int exponent = most > 0 && std::isfinite(most) ? std::clamp(14 - std::ilogb(most), -14, 15) : 0;
+  w.shift = std::ldexp(1.0f, exponent);
+  w.unit = std::ldexp(1.0f, 16 - exponent);
 }
 
 void write_row(const PackedWeight& w, uint8_t* panel, int column, const Origin& from, float* floats) {
@@ -107,6 +128,7 @@ std::unique_ptr<PackedWeight> pack_for(Isa isa, const std::vector<WeightPiece>& 
       write_row(*w, memory.data + panel * w->panel_bytes, int(row - first), origin(pieces, row + offset),
                 floats.get() + thread * w->k);
   });
+  if (w->kernel->layout == Layout::int8_pairs || w->kernel->layout == Layout::int4_pairs) scale_tiles(*w, pool);
   return w;
 }
 

@@ -1,65 +1,60 @@
-// Quantized groups to bf16 tiles: w = d * q (+ m) in float32, rounded once. Included by gemm_amx.cpp.
+// Quantized groups to bf16 tiles, and the x they meet. Included by gemm_amx.cpp.
 //
-// Why not integer tiles: a group of 32 fills half of an int8 tile and its sums must leave the tiles for float32 after every
-// one, which makes them slower than bf16 tiles, whose sums stay. Expanding costs about as long as reading the weights does,
-// and for many rows next to nothing.
+// Why not integer tiles: a group of 32 fills half of an int8 tile, and its sums must leave the tiles for float32 after every
+// one, which makes them slower than bf16 tiles, whose sums stay. For few rows the expansion runs beside the reading of the
+// weights, for many it costs next to nothing.
+//
+// w = d * q (+ m) is computed in f16, 32 elements at a time, and cut to bf16 by moving its bits: f16 has 5 bits of exponent,
+// so the bf16 number that has the same exponent bits is w * 2^-112. To keep products well inside float32, x is held as
+// x * 2^96, and w as w * 2^shift with a shift that fits the weight's largest element; the result is multiplied by 2^(16 -
+// shift). All of these are exact. An element below 2^-29 of the largest becomes 0.
 
-// Each of a tile row's 32 elements takes its column's factor: columns 0-7 twice each, and 8-15 twice each.
-struct Doubled {
-  __m512 low, high;
-};
+constexpr int kXShift = 96;
 
-OARLOCK_INLINE Doubled doubled(__m512 v) {
-  const __m512i low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  return {_mm512_permutexvar_ps(low, v), _mm512_permutexvar_ps(_mm512_add_epi32(low, _mm512_set1_epi32(8)), v)};
+// x * 2^96 in bf16: infinite from 2^31 on, and NaN stays NaN.
+OARLOCK_INLINE __m512i raise(__m512i x) {
+  const __m512i magnitude_bits = _mm512_set1_epi16(0x7fff), infinity = _mm512_set1_epi16(0x7f80);
+  __m512i magnitude = _mm512_and_si512(x, magnitude_bits);
+  __m512i raised = _mm512_min_epu16(_mm512_add_epi16(magnitude, _mm512_set1_epi16(kXShift << 7)), infinity);
+  raised = _mm512_mask_mov_epi16(raised, _mm512_cmpgt_epu16_mask(magnitude, infinity), magnitude);
+  raised = _mm512_maskz_mov_epi16(_mm512_cmpge_epu16_mask(magnitude, _mm512_set1_epi16(0x80)), raised);
+  return _mm512_or_si512(raised, _mm512_andnot_si512(magnitude_bits, x));
 }
 
-OARLOCK_INLINE __m512 from_f16(const uint8_t* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+// f16 to bf16 * 2^112, rounded to nearest.
+OARLOCK_INLINE __m512i narrow(__m512h w) {
+  __m512i rounded = _mm512_add_epi16(_mm512_castph_si512(w), _mm512_set1_epi16(4));
+  return _mm512_and_si512(_mm512_srai_epi16(rounded, 3), _mm512_set1_epi16(short(0x8fff)));
 }
 
-OARLOCK_INLINE void store_tile_row(uint8_t* to, __m512 low, __m512 high) {
-  _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+// A column's d or m for both of its elements in a tile row, times the shift.
+OARLOCK_INLINE __m512h by_column(const uint8_t* from, __m256h shift) {
+  __m256i each = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  each = _mm256_castph_si256(_mm256_mul_ph(_mm256_castsi256_ph(each), shift));
+  __m512i low = _mm512_cvtepu16_epi32(each);
+  return _mm512_castsi512_ph(_mm512_or_si512(low, _mm512_slli_epi32(low, 16)));
 }
 
-OARLOCK_INLINE void expand_int8(const GroupView& view, uint8_t* tile) {
-  Doubled d = doubled(from_f16(view.d));
-#pragma GCC unroll 4
+OARLOCK_INLINE void expand_int8(const GroupView& view, __m256h shift, uint8_t* tile) {
+  __m512h d = by_column(view.d, shift);
+#pragma GCC unroll 8
   for (int row = 0; row < 16; ++row) {
-    const __m128i* q = reinterpret_cast<const __m128i*>(view.codes + row * 32);
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q + 1)));
-    store_tile_row(tile + row * 64, _mm512_mul_ps(low, d.low), _mm512_mul_ps(high, d.high));
+    __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(view.codes + row * 32));
+    __m512h w = _mm512_mul_ph(_mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(q)), d);
+    _mm512_store_si512(tile + row * 64, narrow(w));
   }
 }
 
-// A nibble u shifted to the top of a mantissa makes 1 + u / 16, so w = 16 d * (1 + u / 16) + (m - 16 d) takes no conversion.
-template <int kNibble>
-OARLOCK_INLINE __m512 nibble_as_float(__m512i codes) {
-  constexpr int kShift = 19 - 4 * kNibble;
-  __m512i shifted =
-      kShift >= 0 ? _mm512_slli_epi32(codes, kShift < 0 ? 0 : kShift) : _mm512_srli_epi32(codes, kShift < 0 ? -kShift : 0);
-  constexpr int kAndOr = 0xea;  // (shifted & mask) | one
-  return _mm512_castsi512_ps(
-      _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi32(0x780000), _mm512_set1_epi32(0x3f800000), kAndOr));
-}
-
-template <int kRow>
-OARLOCK_INLINE void expand_int4_row(__m512i codes, const Doubled& d, const Doubled& m, uint8_t* tile) {
-  __m512 low = _mm512_fmadd_ps(d.low, nibble_as_float<2 * kRow>(codes), m.low);
-  __m512 high = _mm512_fmadd_ps(d.high, nibble_as_float<2 * kRow + 1>(codes), m.high);
-  store_tile_row(tile, low, high);
-}
-
-OARLOCK_INLINE void expand_int4(const GroupView& view, uint8_t* tile) {
-  __m512 factor = _mm512_mul_ps(from_f16(view.d), _mm512_set1_ps(16));
-  Doubled d = doubled(factor), m = doubled(_mm512_sub_ps(from_f16(view.m), factor));
+OARLOCK_INLINE void expand_int4(const GroupView& view, __m256h shift, uint8_t* tile) {
+  __m512h d = by_column(view.d, shift), m = by_column(view.m, shift);
 #pragma GCC unroll 4
   for (int vector = 0; vector < 4; ++vector) {
     __m512i codes = _mm512_loadu_si512(view.codes + vector * 64);
-    expand_int4_row<0>(codes, d, m, tile + vector * 256);
-    expand_int4_row<1>(codes, d, m, tile + vector * 256 + 64);
-    expand_int4_row<2>(codes, d, m, tile + vector * 256 + 128);
-    expand_int4_row<3>(codes, d, m, tile + vector * 256 + 192);
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+      __m512i u = _mm512_and_si512(_mm512_srli_epi16(codes, 4 * row), _mm512_set1_epi16(15));
+      __m512h w = _mm512_fmadd_ph(d, _mm512_cvtepu16_ph(u), m);
+      _mm512_store_si512(tile + (vector * 4 + row) * 64, narrow(w));
+    }
   }
 }
