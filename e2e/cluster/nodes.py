@@ -151,9 +151,11 @@ state = "{self.run}"
         return {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}
 
     def _kubelet(self) -> str:
+        # A folder of logs for each node: a kubelet removes those of pods that it doesn't know.
         return f"""apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 containerRuntimeEndpoint: unix://{self.socket}
+podLogsDir: {self.folder}/logs
 cgroupDriver: cgroupfs
 cgroupRoot: /oark/{self.name}
 failCgroupV1: false

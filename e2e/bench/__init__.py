@@ -1,0 +1,1 @@
+"""Measurements of the operator, from e2e/: `python -m bench.reconcile`."""

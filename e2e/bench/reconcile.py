@@ -1,0 +1,227 @@
+"""How fast the operator is with many ModelDeployments: a real API server, scheduler and controller manager; kwok plays
+the nodes and their pods. Prints a table: seconds until all are ready, reconcile p50 and p99 (observe to last write;
+queueing apart), API requests per object, memory, and what a quiet minute costs.
+
+    cd e2e && python -m bench.reconcile --objects 1 100 1000
+"""
+
+import argparse
+import json
+import re
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.control_plane import ADMIN, ControlPlane, free_port
+from cluster.processes import Processes, wait_for
+from cluster.versions import bin_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+PODS_PER_NODE = 100
+_GROUP = "apis/serving.oarlock.dev/v1alpha1"
+_STEADY_SECONDS = 60.0
+
+
+class Bench:
+    """One API server with kwok's nodes and the operator."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plane = ControlPlane(folder)
+        self.processes: Processes = self.plane.processes
+        self.port = free_port()
+        self._trust: ssl.SSLContext | None = None
+
+    def start(self, nodes: int) -> None:
+        self.plane.start((ADMIN,))
+        self._trust = ssl.create_default_context(cafile=str(self.plane.pki.ca))
+        config = self.plane.kubeconfig
+        key = self.plane.pki.folder / "sa.key"
+        self.processes.start(
+            "kube-controller-manager",
+            [
+                bin_dir() / "kube-controller-manager", "--kubeconfig", config, "--leader-elect=false",
+                "--service-account-private-key-file", key, "--root-ca-file", self.plane.pki.ca,
+                "--kube-api-qps", "500", "--kube-api-burst", "1000", "--secure-port", "0",
+            ],
+        )  # fmt: skip
+        self.processes.start(
+            "kube-scheduler",
+            [
+                bin_dir() / "kube-scheduler", "--kubeconfig", config, "--leader-elect=false",
+                "--kube-api-qps", "500", "--kube-api-burst", "1000", "--secure-port", "0",
+            ],
+        )  # fmt: skip
+        self.processes.start(
+            "kwok", [bin_dir() / "kwok", "--kubeconfig", config, "--manage-all-nodes=true", "--enable-crds="]
+        )
+        crd = yaml.safe_load((ROOT / "crds" / "modeldeployments.yaml").read_text())
+        self.request("POST", "apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
+        for number in range(nodes):
+            self.request("POST", "api/v1/nodes", _node(f"fake-{number}"))
+        self.request("POST", "api/v1/namespaces", {"metadata": {"name": "bench"}})
+
+        def served() -> bool:
+            try:
+                self.request("GET", f"{_GROUP}/namespaces/bench/modeldeployments")
+                return bool(self.request("GET", "api/v1/namespaces/bench/serviceaccounts")["items"])
+            except OSError:
+                return False
+
+        wait_for("the kind is served", served, 30)
+        self.processes.start(
+            "operator",
+            [
+                "env", f"PYTHONPATH={ROOT / 'operator'}", f"KUBECONFIG={config}", sys.executable, "-m",
+                "oarlock_operator.cli", "run", "--no-leader-election", "--host", "127.0.0.1", "--port", str(self.port),
+                "--log-level", "warning",
+            ],
+        )  # fmt: skip
+        wait_for(
+            "the operator is up", lambda: bool(self._metrics_or_none()), 30, lambda: self.processes.tail("operator")
+        )
+
+    def request(self, method: str, path: str, data: Any = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.plane.url}/{path}",
+            data=json.dumps(data).encode() if data is not None else None,
+            method=method,
+            headers={"Authorization": "Bearer admin-token", "Content-Type": "application/json"},
+        )
+        direct = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._trust)
+        )
+        with direct.open(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def _metrics_or_none(self) -> str | None:
+        try:
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return None
+
+    def metrics(self) -> dict[str, float]:
+        """Series to value."""
+        text = self._metrics_or_none() or ""
+        return {name: float(value) for name, value in re.findall(r"^([^#\s]+) (\S+)$", text, re.M)}
+
+    def memory(self) -> float:
+        """Resident memory of the operator in MB."""
+        status = Path(f"/proc/{self.processes.pid('operator')}/status").read_text()
+        match = re.search(r"VmRSS:\s+(\d+)", status)
+        return int(match[1]) / 1024 if match else 0.0
+
+    def create(self, count: int) -> float:
+        """Makes `count` deployments and waits until all are ready; seconds from the first."""
+        begin = time.monotonic()
+
+        def make(number: int) -> None:
+            spec = {"model": {"source": "/models/m"}, "replicas": 1}
+            body = {
+                "apiVersion": "serving.oarlock.dev/v1alpha1",
+                "kind": "ModelDeployment",
+                "metadata": {"name": f"md-{number}"},
+                "spec": spec,
+            }
+            self.request("POST", f"{_GROUP}/namespaces/bench/modeldeployments", body)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(make, range(count)))
+        wait_for("all are ready", lambda: self._ready() == count, 60 + count, lambda: self.processes.tail("operator"))
+        return time.monotonic() - begin
+
+    def _ready(self) -> int:
+        time.sleep(1)  # a listing of a thousand is work for the API server as well
+        items = self.request("GET", f"{_GROUP}/namespaces/bench/modeldeployments")["items"]
+        conditions = [one for item in items for one in item.get("status", {}).get("conditions", [])]
+        return sum(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _node(name: str) -> dict[str, Any]:
+    room = {"cpu": "64", "memory": "512Gi", "pods": str(PODS_PER_NODE)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"type": "kwok"}},
+        "status": {"allocatable": room, "capacity": room},
+    }
+
+
+def percentile(metrics: dict[str, float], name: str, share: float) -> float:
+    """The upper end of the histogram's bucket in which this share of observations is reached, in seconds."""
+    buckets = sorted(
+        (float(match[1]), value)
+        for series, value in metrics.items()
+        if (match := re.fullmatch(rf'{name}_bucket\{{le="(.+)"\}}', series))
+    )
+    wanted = buckets[-1][1] * share
+    return next(bound for bound, value in buckets if value >= wanted)
+
+
+def _requests(metrics: dict[str, float], *verbs: str) -> float:
+    found = re.compile(r"oarlock_operator_api_requests_total\{.*verb=\"(\w+)\"")
+    return sum(
+        value
+        for series, value in metrics.items()
+        if (match := found.match(series)) and (not verbs or match[1] in verbs)
+    )
+
+
+def measure(count: int) -> str:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory(prefix="oarlock-bench-") as folder:
+        bench = Bench(Path(folder))
+        try:
+            bench.start(nodes=count // PODS_PER_NODE + 1)
+            before = bench.metrics()
+            seconds = bench.create(count)
+            after = bench.metrics()
+            memory = bench.memory()
+            time.sleep(5)
+            quiet = bench.metrics()
+            time.sleep(_STEADY_SECONDS)
+            later = bench.metrics()
+        finally:
+            bench.plane.stop()
+    name = "oarlock_operator_reconcile_seconds"
+    writes = ("POST", "PUT", "PATCH", "DELETE")
+    cells = [
+        f"{count}",
+        f"{seconds:.1f}",
+        f"{1000 * percentile(after, name, 0.5):.0f}",
+        f"{1000 * percentile(after, name, 0.99):.0f}",
+        f"{1000 * percentile(after, 'oarlock_operator_queue_seconds', 0.99):.0f}",
+        f"{(_requests(after) - _requests(before)) / count:.1f}",
+        f"{memory:.0f}",
+        f"{_requests(later, *writes) - _requests(quiet, *writes):.0f}",
+        f"{_requests(later, 'GET') - _requests(quiet, 'GET'):.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("bench.reconcile", description=__doc__)
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 100, 1000])
+    counts = parser.parse_args().objects
+    version = subprocess.run([bin_dir() / "kube-apiserver", "--version"], capture_output=True, text=True, timeout=30)
+    print(f"{version.stdout.strip()}; upper bounds of histogram buckets\n")
+    columns = (
+        "objects", "all ready, s", "p50, ms", "p99, ms", "queue p99, ms", "requests each", "RSS, MB", "writes/min",
+        "reads/min",
+    )  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for count in counts:
+        print(measure(count), flush=True)
+
+
+if __name__ == "__main__":
+    main()
