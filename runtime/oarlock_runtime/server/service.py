@@ -67,6 +67,7 @@ class Service:
             max_output_tokens=self.settings.max_output_tokens,
             max_n=self.settings.max_n,
             max_prompts=self.settings.max_prompts,
+            max_choices=engine.max_sequences + engine.max_waiting,
             end_ids=tokenizer.eos_ids,
         )
         if self.state is State.LOADING:

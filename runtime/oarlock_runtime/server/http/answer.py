@@ -61,10 +61,13 @@ class Answer:
             self._cached[index] = chunk.cached_tokens
             self.queue_seconds = max(self.queue_seconds, chunk.queue_seconds)
         scored = self._generation.logprobs >= 0
-        if scored and chunk.prompt_logprobs:
+        opens = not self._opened[index] and bool(chunk.token_ids or chunk.finish)
+        # A prompt of one token has no score that the engine could send, but it is shown all the same.
+        alone = opens and bool(self._generation.echo) and not self._scores[index]
+        if scored and (chunk.prompt_logprobs or alone):
             self._add_prompt_scores(index, chunk)
         text = choice.push(chunk)
-        if not self._opened[index] and (chunk.token_ids or chunk.finish):
+        if opens:
             self._opened[index] = True
             text = self._open(index, text, out)
         if scored:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.server.http.exchange import Receive, Scope, Send, send_error
 from oarlock_runtime.server.http.handler import GenerationEndpoint
-from oarlock_runtime.server.http.openapi import describe
+from oarlock_runtime.server.http.openapi import UNKNOWN_MODEL, describe
 from oarlock_runtime.server.service import Service
 
 
@@ -40,7 +40,7 @@ def build_app(service: Service) -> FastAPI:
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model_object()]}
 
-    @app.get("/v1/models/{name:path}", summary="One model by its name")
+    @app.get("/v1/models/{name:path}", summary="One model by its name", responses=UNKNOWN_MODEL)
     async def model(name: str) -> dict[str, Any]:
         service.model_named(name)
         return model_object()
@@ -92,7 +92,7 @@ class _SentError(Response):
 
 
 class _Keys:
-    """Lets only calls with a key through to /v1."""
+    """Lets only calls with a key through to /v1; HEAD is a GET whose body the web server leaves out."""
 
     def __init__(self, app: Any, service: Service) -> None:
         self._app = app
@@ -105,4 +105,6 @@ class _Keys:
             except RequestError as error:
                 await send_error(send, error)
                 return
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # a copy: the web server still sees the HEAD
         await self._app(scope, receive, send)

@@ -16,6 +16,7 @@ from oarlock_runtime.server.http.stops import MAX_STOP_LENGTH, MAX_STOPS
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for a completion; a chat goes on to the end of the context
 _CHARACTERS_A_TOKEN = 512  # more than any token's: a text beyond context * this can't fit, and isn't tokenized to see
+_TEMPLATE_OWN = ("self", "messages", "tools", "add_generation_prompt")  # of a chat template's variables
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SAMPLING = (
     "temperature",
@@ -41,6 +42,7 @@ class Limits:
     max_output_tokens: int  # 0 = up to the context
     max_n: int
     max_prompts: int
+    max_choices: int  # of one call: as many as the batch and the queue hold together
     end_ids: tuple[int, ...]  # the tokenizer's end tokens, some of which the model's own configuration may not name
 
 
@@ -93,7 +95,7 @@ def prepare_chat(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Ge
     messages = [_message(message, f"messages[{index}]") for index, message in enumerate(fields.messages)]
     if sum(len(message["content"]) for message in messages) > limits.max_context * _CHARACTERS_A_TOKEN:
         raise _too_long("messages", None, limits)
-    text = tokenizer.render_chat(messages, **(fields.chat_template_kwargs or {}))
+    text = tokenizer.render_chat(messages, **_template_variables(fields.chat_template_kwargs or {}))
     prompt = _checked(tokenizer.encode(text, add_special=False, field="messages"), "messages", limits)
     logprobs = -1
     if fields.top_logprobs is not None and not fields.logprobs:
@@ -106,6 +108,14 @@ def prepare_chat(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Ge
         raise RequestError(name, f"{name} is {wanted}; it must be at least 1")
     sampling = _sampling(fields, [prompt], limits, wanted, name, top_logprobs=logprobs)
     return _generation(fields, True, [prompt], sampling, logprobs, [])
+
+
+def _template_variables(given: dict[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name in _TEMPLATE_OWN:
+            field_name = f"chat_template_kwargs.{name}"
+            raise RequestError(field_name, f"{field_name} can't be set: it is made from the request's other fields")
+    return given
 
 
 def _generation(
@@ -231,6 +241,12 @@ def _sampling(
     n = 1 if fields.n is None else fields.n
     if not 1 <= n <= limits.max_n:
         raise RequestError("n", f"n is {n}; it must be from 1 to {limits.max_n}")
+    if n * len(prompts) > limits.max_choices:
+        raise RequestError(
+            "n" if len(prompts) == 1 else "prompt",
+            f"{len(prompts)} prompts with n={n} are {n * len(prompts)} answers at once; this server runs and queues "
+            f"{limits.max_choices}",
+        )
     given: dict[str, Any] = {key: value for key in _SAMPLING if (value := getattr(fields, key)) is not None}
     stops = tuple(fields.stop_token_ids or ())
     given["stop_token_ids"] = stops if fields.ignore_eos else stops + limits.end_ids

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
+from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS
 from oarlock_runtime.server.http.fields import ChatFields, CompletionFields
 
 _POSTS = (
@@ -26,6 +27,25 @@ _STATUSES = {
 }
 
 
+UNKNOWN_MODEL: dict[int | str, dict[str, Any]] = {404: {"description": _STATUSES["404"]}}
+# What the fields' types don't say. generation.py and SamplingParams.validate enforce it; a test compares.
+BOUNDS: dict[str, dict[str, float]] = {
+    "temperature": {"minimum": 0, "maximum": 100},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "top_k": {"minimum": -1, "maximum": (1 << 31) - 1},
+    "min_p": {"minimum": 0, "maximum": 1},
+    "repetition_penalty": {"exclusiveMinimum": 0, "maximum": 100},
+    "presence_penalty": {"minimum": -2, "maximum": 2},
+    "frequency_penalty": {"minimum": -2, "maximum": 2},
+    "seed": {"minimum": -(1 << 63), "maximum": (1 << 64) - 1},
+    "min_tokens": {"minimum": 0},
+    "max_completion_tokens": {"minimum": 1},
+    "top_logprobs": {"minimum": 0, "maximum": MAX_TOP_LOGPROBS},
+    "n": {"minimum": 1},
+    "best_of": {"minimum": 1},
+}
+
+
 def describe(app: FastAPI) -> None:
     """Adds the generation endpoints to `app`'s OpenAPI document, made when it is first asked for."""
     own = app.openapi
@@ -36,13 +56,29 @@ def describe(app: FastAPI) -> None:
             kinds = [kind for _, kind, _, _ in _POSTS]
             schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
             for (path, kind, summary, required), schema in zip(_POSTS, schemas, strict=True):
-                components[kind.__name__]["required"] = required
+                _complete(components[kind.__name__], required)
                 document["paths"][path] = {"post": _operation(summary, schema)}
             document.setdefault("components", {}).setdefault("schemas", {}).update(components)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _complete(schema: dict[str, Any], required: list[str]) -> None:
+    """Adds what must be there, and the bounds of numbers."""
+    fields = schema["properties"]
+    schema["required"] = required
+    for name in required:
+        fields[name]["anyOf"] = [kind for kind in fields[name]["anyOf"] if kind != {"type": "null"}]
+        del fields[name]["default"]
+    for name, bounds in BOUNDS.items():
+        for kind in fields.get(name, {}).get("anyOf", ()):
+            if kind["type"] != "null":
+                kind.update(bounds)
+    for kind in fields["max_tokens"]["anyOf"] + fields.get("logprobs", {}).get("anyOf", []):
+        if kind["type"] == "integer":
+            kind["minimum"] = 0
 
 
 def _operation(summary: str, schema: dict[str, Any]) -> dict[str, Any]:

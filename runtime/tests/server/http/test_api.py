@@ -7,7 +7,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support.scripted_api import ScriptedApi, byte_tokens
+from support.scripted_api import ScriptedApi, byte_tokens, scripted_api
+
+from oarlock_runtime.models.tokenizer import Tokenizer
+from oarlock_runtime.server.http.openapi import BOUNDS
 
 TEXT = "Hello there, world!"
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -134,6 +137,54 @@ def test_echo_without_tokens_scores_the_prompt(api: ScriptedApi) -> None:
     assert answer["choices"][0]["text"] == "abc"
     assert answer["usage"]["completion_tokens"] == 0
     assert len(answer["choices"][0]["logprobs"]["tokens"]) == answer["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_echo_of_a_single_token_shows_it_without_a_score(api: ScriptedApi, most: int) -> None:
+    prompt = byte_tokens(api.tokenizer, "x")
+    body = {"prompt": prompt, "max_tokens": most, "echo": True, "logprobs": 1}
+    told = post(api, body).json()["choices"][0]["logprobs"]
+    assert told["tokens"] == ["x", *TEXT[:most]]
+    assert told["token_logprobs"] == [None, *[-0.5] * most]
+    streamed = events(post(api, {**body, "stream": True}))
+    shown = [chunk["choices"][0]["logprobs"] or {"tokens": []} for chunk in streamed]
+    assert [token for one in shown for token in one["tokens"]] == told["tokens"]
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "self"])
+def test_a_template_variable_of_ours_is_refused_by_name(api: ScriptedApi, name: str) -> None:
+    body = {"messages": USER, "chat_template_kwargs": {name: []}}
+    assert refused(api, body, path="/v1/chat/completions")["param"] == f"chat_template_kwargs.{name}"
+
+
+def test_more_answers_than_the_server_can_ever_hold_are_refused_for_good(tokenizer: Tokenizer) -> None:
+    with scripted_api(tokenizer, max_n=32) as api:  # which runs 8 and queues 8
+        assert refused(api, {"prompt": ["a"] * 2, "n": 9})["param"] == "prompt"
+        assert refused(api, {"prompt": "a", "n": 17})["param"] == "n"
+        assert post(api, {"prompt": ["a"] * 2, "n": 8}).status_code == 200
+
+
+def test_the_description_tells_the_bounds_that_hold(api: ScriptedApi) -> None:
+    components = httpx.get(api.url + "/openapi.json", timeout=20).json()["components"]["schemas"]
+    assert set(components["CompletionFields"]["required"]) == {"prompt"}
+    for kind, path, start in (
+        ("CompletionFields", "/v1/completions", {"prompt": "a"}),
+        ("ChatFields", "/v1/chat/completions", {"messages": USER, "logprobs": True}),
+    ):
+        for name in BOUNDS.keys() & components[kind]["properties"].keys():
+            shown = next(one for one in components[kind]["properties"][name]["anyOf"] if one["type"] != "null")
+            for side, step in (("minimum", -1), ("maximum", 1)):
+                if side in shown:
+                    assert refused(api, {**start, name: shown[side] + step}, path=path)["param"] == name
+            if "exclusiveMinimum" in shown:
+                assert refused(api, {**start, name: shown["exclusiveMinimum"]}, path=path)["param"] == name
+
+
+def test_head_is_get_without_a_body(api: ScriptedApi) -> None:
+    for path, status in (("/health", 200), ("/v1/models", 200), ("/v1/models/none", 404), ("/v1/completions", 405)):
+        response = httpx.head(api.url + path, timeout=20)
+        assert (response.status_code, response.content) == (status, b"")
+        assert int(response.headers["content-length"]) > 0
 
 
 def test_sampling_reaches_the_engine(client: Any, api: ScriptedApi) -> None:
