@@ -19,8 +19,8 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-// Log-weights down to which candidates are gathered: the first is enough for a peaked row, the last takes all.
-constexpr float kThresholds[] = {-10, -24, -INFINITY};
+// Candidates are gathered from this log-weight on, and lower by a step at a time until they are enough: most rows are peaked.
+constexpr float kFirstThreshold = -8, kThresholdStep = 4, kLastThreshold = -40;
 
 }  // namespace
 
@@ -79,15 +79,14 @@ int32_t draw_filtered(const SamplerScans& scans, const LogWeights& row, const Ro
   const bool by_mass = settings.top_p < 1;
   const double all = by_mass && settings.top_k == 0 ? scans.sum(row, least, nullptr) : 0;
   Candidates candidates{scratch.t.data(), scratch.weight.data(), scratch.id.data(), 0};
-  double mass = 0;
-  for (float threshold : kThresholds) {
-    bool only_min_p = settings.top_k == 0 && !by_mass;
-    float bound = only_min_p || threshold < least ? least : threshold;
+  const bool only_min_p = settings.top_k == 0 && !by_mass;
+  for (float threshold = only_min_p ? least : kFirstThreshold;; threshold -= kThresholdStep) {
+    const float bound = threshold < kLastThreshold || threshold < least ? least : threshold;
+    const double needed = double(settings.top_p) * all;
+    // The sum is a fast pass, gathering many candidates a slow one.
+    if (settings.top_k == 0 && bound != least && scans.sum(row, bound, nullptr) < needed) continue;
     scans.gather(row, bound, candidates);
-    mass = std::accumulate(candidates.weight, candidates.weight + candidates.count, 0.0,
-                           [](double sum, float weight) { return sum + double(weight); });
-    if (bound == least) break;
-    if (settings.top_k > 0 ? candidates.count >= settings.top_k : mass >= double(settings.top_p) * all) break;
+    if (bound == least || settings.top_k == 0 || candidates.count >= settings.top_k) break;
   }
   int32_t* order = scratch.order.data();
   std::iota(order, order + candidates.count, 0);
