@@ -6,6 +6,9 @@
 //   kBytesPerPair     bytes of a panel for two elements of k
 //   kChunk            elements of k after which the next rows come first, so that the panels stay in the L1 cache
 // Between chunks the accumulators rest in c, which changes no bit.
+#pragma once
+
+#include "cpu/gemm/epilogue.inl"
 
 template <class Policy, int R, int P>
 __attribute__((noinline)) void dense_block(const uint8_t* x, int64_t stride, const uint8_t* weights, int64_t panel_bytes,

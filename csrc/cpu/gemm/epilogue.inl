@@ -1,5 +1,6 @@
 // The end of a product: bias or SwiGLU, and rounding. Included by every kernel file inside its unnamed namespace. Written in
 // gcc's vector types without fused operations, so that all instruction sets give the same bits.
+#pragma once
 
 #ifdef __AVX512F__
 constexpr int kLanes = 16;

@@ -1,6 +1,9 @@
 // Products by float32 FMA: f32 weights, bf16 weights widened on the way, and quantized weights expanded to floats a chunk at
 // a time (the float32 mode of a quantized model). Included by avx2.cpp and avx512.cpp inside their unnamed namespaces, after
 // their struct Simd. Activations are float32.
+#pragma once
+
+#include "cpu/gemm/dense.inl"
 
 struct FmaPolicy {
   using Vec = Simd::Floats;

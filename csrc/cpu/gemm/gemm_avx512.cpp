@@ -87,8 +87,6 @@ struct Words {
   }
 };
 
-#include "cpu/gemm/dense.inl"
-#include "cpu/gemm/epilogue.inl"
 #include "cpu/gemm/fma_kernels.inl"
 #include "cpu/gemm/integer.inl"
 

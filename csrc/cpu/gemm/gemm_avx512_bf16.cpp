@@ -22,7 +22,6 @@ struct DotBf16 {
 };
 
 #include "cpu/gemm/dense.inl"
-#include "cpu/gemm/epilogue.inl"
 
 }  // namespace
 

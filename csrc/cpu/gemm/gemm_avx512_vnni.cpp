@@ -71,7 +71,6 @@ struct Vnni {
   }
 };
 
-#include "cpu/gemm/epilogue.inl"
 #include "cpu/gemm/integer.inl"
 
 }  // namespace

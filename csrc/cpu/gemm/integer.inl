@@ -7,6 +7,9 @@
 // A Policy gives: Floats, Ints; zero, load, store, scale(v, float), from_f16, broadcast(float), fma(Floats, Ints, Floats) and
 // fma(Floats, Floats, Floats); kDigits (its form of q); kBlocks, the accumulated rows * panels that its registers hold; and
 //   dots<R, P, kInt4>(codes[P], x, stride, terms[R], out[R][P]): one group's dot products, started from the terms.
+#pragma once
+
+#include "cpu/gemm/epilogue.inl"
 
 constexpr int kLargest = 127 * 128;  // of |q|: a high digit of 7 bits and a sign, a low one of -64..63
 

@@ -8,6 +8,7 @@
 // so the bf16 number that has the same exponent bits is w * 2^-112. To keep products well inside float32, x is held as
 // x * 2^96, and w as w * 2^shift with a shift that fits the weight's largest element; the result is multiplied by 2^(16 -
 // shift). All of these are exact. An element below 2^-29 of the largest becomes 0.
+#pragma once
 
 constexpr int kXShift = 96;
 
