@@ -26,7 +26,9 @@ struct Limits {
   int max_context = 0;              // rows of the rotary table
 
   // Logits are made for this many rows at a time, which bounds their memory (rows * vocab * 4 bytes).
-  int logit_rows() const { return max_rows < 64 ? max_rows : 64; }
+  // A GPU reads the whole head for each group of rows, so there they should all go at once.
+  int logits_at_once = 64;
+  int logit_rows() const { return max_rows < logits_at_once ? max_rows : logits_at_once; }
 };
 
 }  // namespace oarlock

@@ -1,0 +1,216 @@
+#include "cuda/ops_cuda.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "cuda/elementwise.h"
+#include "cuda/sampler.h"
+#include "cuda/weights.h"
+
+namespace oarlock::cuda {
+namespace {
+
+Tensor rows_of(Tensor tensor, int64_t first, int64_t count) {
+  tensor.data = tensor.as<uint8_t>() + first * tensor.stride * size_of(tensor.dtype);
+  tensor.rows = count;
+  return tensor;
+}
+
+}  // namespace
+
+CudaOps::CudaOps(int device, DType dtype, const OpsLimits& limits, bool batch_invariant)
+    : device_(open_device(device)), dtype_(dtype), limits_(limits), batch_invariant_(batch_invariant) {
+  require(dtype == DType::bf16 || dtype == DType::f16, "CUDA computes in bf16 or f16");
+  OARLOCK_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  attention_workspace_.partials =
+      static_cast<float*>(allocate(AttentionWorkspace::partial_bytes(limits.max_sequences, limits.heads, limits.head_dim)));
+  attention_workspace_.counters =
+      static_cast<int*>(allocate(size_t(limits.max_sequences) * size_t(limits.heads) * sizeof(int)));
+  attention_workspace_.max_sequences = limits.max_sequences;
+  blas_workspace_ = allocate(BlasGemm::kWorkspaceBytes);
+  gated_ = allocate(size_t(limits.max_tokens) * size_t(limits.gated_rows) * 2);
+}
+
+CudaOps::~CudaOps() {
+  cudaStreamSynchronize(stream_);
+  for (void* memory : allocations_) cudaFree(memory);
+  cudaStreamDestroy(stream_);
+}
+
+size_t CudaOps::free_memory() const {
+  size_t free = 0, total = 0;
+  OARLOCK_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
+}
+
+void CudaOps::synchronize() { OARLOCK_CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+void* CudaOps::allocate(size_t bytes) {
+  void* memory = nullptr;
+  const size_t wanted = std::max<size_t>(bytes, 256);
+  cudaError_t status = cudaMalloc(&memory, wanted);
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // the error is reported here and must not surface in a later call
+    throw DeviceError(concat("the device has no room for ", wanted, " bytes (", free_memory(), " are free)"));
+  }
+  allocations_.push_back(memory);
+  OARLOCK_CUDA_CHECK(cudaMemsetAsync(memory, 0, wanted, stream_));
+  synchronize();
+  return memory;
+}
+
+std::unique_ptr<Weight> CudaOps::pack(const std::vector<WeightPiece>& pieces, WeightFormat format, bool gated) {
+  const bool fits = format == WeightFormat::keep || (format == WeightFormat::bf16 && dtype_ == DType::bf16) ||
+                    (format == WeightFormat::f16 && dtype_ == DType::f16);
+  require(fits, "CUDA holds weights in the compute dtype: format keep, or bf16 or f16 when that is the dtype");
+  require(!pieces.empty(), "a weight needs at least one piece");
+  auto weight = std::make_unique<CudaWeight>();
+  weight->k = pieces[0].k;
+  for (const auto& piece : pieces) {
+    require(piece.k == weight->k, "pieces of one weight differ in columns: ", piece.k, " and ", weight->k);
+    weight->n += piece.n;
+  }
+  require(weight->k % 8 == 0, "a weight's rows must be a multiple of 8 columns, not ", weight->k);
+  require(!gated || (pieces.size() == 2 && pieces[0].n == pieces[1].n && pieces[0].n % 8 == 0),
+          "a gated weight has two pieces of equal rows, a multiple of 8");
+  weight->gated = gated;
+  weight->format = dtype_ == DType::bf16 ? WeightFormat::bf16 : WeightFormat::f16;
+  weight->bytes = weight->n * weight->k * 2;
+  weight->data = allocate(size_t(weight->bytes));
+
+  const size_t row_bytes = size_t(weight->k) * 2;
+  const SourceFormat direct = dtype_ == DType::bf16 ? SourceFormat::bf16 : SourceFormat::f16;
+  auto* to = static_cast<uint8_t*>(weight->data);
+  std::vector<uint8_t> converted;
+  for (const auto& piece : pieces) {
+    // A gated weight's rows go in groups of eight to every other place.
+    const int64_t step = std::max<int64_t>(8, (int64_t(64) << 20) / int64_t(row_bytes) / 8 * 8);
+    for (int64_t first = 0; first < piece.n; first += step) {
+      const int64_t count = std::min(step, piece.n - first);
+      const void* from = static_cast<const uint8_t*>(piece.data) + size_t(first) * row_bytes;
+      if (piece.format != direct) {
+        converted.resize(size_t(count) * row_bytes);
+        convert_rows(converted.data(), dtype_, piece, first, count);
+        from = converted.data();
+      }
+      if (gated) {
+        OARLOCK_CUDA_CHECK(cudaMemcpy2DAsync(to + size_t(first) * 2 * row_bytes, 16 * row_bytes, from, 8 * row_bytes,
+                                             8 * row_bytes, size_t(count / 8), cudaMemcpyHostToDevice, stream_));
+      } else {
+        OARLOCK_CUDA_CHECK(
+            cudaMemcpyAsync(to + size_t(first) * row_bytes, from, size_t(count) * row_bytes, cudaMemcpyHostToDevice, stream_));
+      }
+      synchronize();
+    }
+    to += gated ? 8 * row_bytes : size_t(piece.n) * row_bytes;
+  }
+  weight->stream = {weight->data, dtype_, weight->n, weight->k};
+  return weight;
+}
+
+std::unique_ptr<Weight> CudaOps::random_weight(int64_t n, int64_t k, float limit, uint64_t seed) {
+  auto weight = std::make_unique<CudaWeight>();
+  weight->n = n;
+  weight->k = k;
+  weight->bytes = n * k * 2;
+  weight->format = dtype_ == DType::bf16 ? WeightFormat::bf16 : WeightFormat::f16;
+  weight->data = allocate(size_t(weight->bytes));
+  weight->stream = {weight->data, dtype_, n, k};
+  fill_random(stream_, weight->data, dtype_, n * k, limit, seed);
+  return weight;
+}
+
+const float* CudaOps::upload(const float* values, int64_t count) {
+  void* memory = allocate(size_t(count) * sizeof(float));
+  OARLOCK_CUDA_CHECK(cudaMemcpyAsync(memory, values, size_t(count) * sizeof(float), cudaMemcpyHostToDevice, stream_));
+  synchronize();
+  return static_cast<const float*>(memory);
+}
+
+KvLayer CudaOps::make_kv_layer(int64_t blocks, int kv_heads, int head_dim) {
+  require(head_dim % 64 == 0, "heads of ", head_dim, " elements have no CUDA kernel; 64 and 128 have");
+  const size_t bytes = size_t(blocks) * size_t(kv_bytes_per_block(kv_heads, head_dim)) / 2;
+  return {allocate(bytes), allocate(bytes)};
+}
+
+int64_t CudaOps::kv_bytes_per_block(int kv_heads, int head_dim) const {
+  return int64_t(2) * kv_heads * (head_dim / 64) * kGroupBytes;
+}
+
+void CudaOps::embed(Tensor residual, const Weight& table, const int32_t* token_ids) {
+  cuda::embed(stream_, residual, static_cast<const CudaWeight&>(table).data, dtype_, token_ids);
+}
+
+void CudaOps::add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) {
+  if (out.rows > 0) cuda::add_norm(stream_, out, residual, delta, weight, epsilon);
+}
+
+bool CudaOps::streams(int64_t rows, const Weight& w) const {
+  return (batch_invariant_ || rows <= kStreamMaxRows) && cuda::streams(static_cast<const CudaWeight&>(w).stream);
+}
+
+void CudaOps::stream_chunks(Tensor out, Tensor x, const Weight& w, const float* bias, After after) {
+  const auto& weight = static_cast<const CudaWeight&>(w);
+  for (int64_t first = 0; first < x.rows; first += kStreamMaxRows) {
+    const int64_t count = std::min<int64_t>(kStreamMaxRows, x.rows - first);
+    stream_product(stream_, device_, weight.stream, rows_of(out, first, count), rows_of(x, first, count), bias, after);
+  }
+}
+
+void CudaOps::linear(Tensor out, Tensor x, const Weight& w, const float* bias) {
+  if (x.rows == 0) return;
+  if (streams(x.rows, w)) return stream_chunks(out, x, w, bias, After::store);
+  blas_.run(stream_, blas_workspace_, out, x, static_cast<const CudaWeight&>(w).data, w.n);
+  if (bias != nullptr) add_bias(stream_, out, bias);
+}
+
+void CudaOps::gated_linear(Tensor out, Tensor x, const Weight& w) {
+  if (x.rows == 0) return;
+  if (streams(x.rows, w)) return stream_chunks(out, x, w, nullptr, After::gate);
+  require(x.rows <= limits_.max_tokens && w.n <= limits_.gated_rows, "a gated product of ", x.rows, " rows and ", w.n,
+          " columns exceeds the ", limits_.max_tokens, " and ", limits_.gated_rows, " reserved for");
+  Tensor products{gated_, dtype_, x.rows, w.n, w.n};
+  blas_.run(stream_, blas_workspace_, products, x, static_cast<const CudaWeight&>(w).data, w.n);
+  gate(stream_, out, products);
+}
+
+void CudaOps::rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
+                             const float* rotary, KvLayer cache, const Batch& batch) {
+  cuda::rope_and_cache(stream_, qkv, shape, q_norm, k_norm, epsilon, rotary, cache, batch);
+}
+
+void CudaOps::attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) {
+  // The sizes alone say whether every sequence brings one token; otherwise each kernel picks its own.
+  attend_decode(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch);
+  if (batch.tokens > batch.sequences) attend_prefill(stream_, device_, out, qkv, shape, cache, batch);
+}
+
+void CudaOps::gather_rows(Tensor out, Tensor x, const int32_t* rows) { cuda::gather_rows(stream_, out, x, rows); }
+
+void CudaOps::sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) {
+  cuda::sample(stream_, logits, sampling, sampled);
+}
+
+Graph::Graph(cudaStream_t stream, const std::function<void()>& calls) {
+  cudaGraph_t graph = nullptr;
+  OARLOCK_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  try {
+    calls();
+  } catch (...) {
+    cudaStreamEndCapture(stream, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  OARLOCK_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+  cudaGraphDestroy(graph);
+  check_call(status, "cudaGraphInstantiate");
+}
+
+Graph::~Graph() {
+  if (executable_ != nullptr) cudaGraphExecDestroy(executable_);
+}
+
+void Graph::launch(cudaStream_t stream) const { OARLOCK_CUDA_CHECK(cudaGraphLaunch(executable_, stream)); }
+
+}  // namespace oarlock::cuda

@@ -1,0 +1,405 @@
+// Sampling without a sort. A cluster of eight blocks works on one row, each on a contiguous slice of the vocabulary; what
+// they must agree on goes through distributed shared memory. The slice is read once and stays in shared memory, where it is
+// edited, so the raw logits remain for the log-probabilities. Greedy rows need one pass. top-k and top-p cuts are found by
+// refining a histogram of the logits' bits three times (11, 11 and 10 bits), with counts and masses in integers.
+#include <cooperative_groups.h>
+
+#include "base/error.h"
+#include "cuda/device.h"
+#include "cuda/ptx.cuh"
+#include "cuda/sampler.h"
+#include "cuda/sampler_row.cuh"
+
+namespace oarlock::cuda {
+namespace {
+
+namespace cg = cooperative_groups;
+
+constexpr int kBlocks = 8, kThreads = 512, kBins = 2048, kPieces = 3, kPieceBits = 14;
+constexpr float kMassScale = 4398046511104.f;  // 2^42: the weight of the likeliest token
+
+struct Shared {
+  uint64_t exchange[2];  // what this block tells the others, in turns
+  uint64_t warp_values[kThreads / 32];
+  uint32_t counts[kBins];
+  uint32_t masses[kPieces][kBins];  // a weight's 42 bits in three pieces, so that sums fit 32 bits
+  uint64_t scan_counts[kThreads / 32], scan_masses[kThreads / 32];
+  // What the first block finds in the merged histogram.
+  uint64_t above_count, above_mass, total_count, total_mass;
+  int bin;
+  int token;
+};
+
+struct Cut {
+  uint32_t key = 0;               // kept: keys above, and of those equal
+  uint64_t quota = ~uint64_t(0);  // the first so many in order of id
+};
+
+struct Found {
+  uint64_t above_count, above_mass, total_count, total_mass;
+  int bin;
+};
+
+struct Context {
+  cg::cluster_group cluster;
+  Shared& shared;
+  int turn = 0;
+
+  __device__ explicit Context(Shared& s) : cluster(cg::this_cluster()), shared(s) {}
+
+  // The reduction of every thread's value, over the block and then the cluster; all get the result.
+  template <typename F>
+  __device__ uint64_t reduce(uint64_t value, F&& combine) {
+    value = reduce_block(value, combine);
+    if (threadIdx.x == 0) shared.exchange[turn] = value;
+    cluster.sync();
+    for (int b = 0; b < kBlocks; ++b) {
+      const uint64_t theirs = cluster.map_shared_rank(&shared, b)->exchange[turn];
+      value = b == 0 ? theirs : combine(value, theirs);
+    }
+    turn ^= 1;
+    return value;
+  }
+
+  template <typename F>
+  __device__ uint64_t reduce_block(uint64_t value, F&& combine) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) value = combine(value, __shfl_xor_sync(~0u, value, d));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shared.warp_values[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = shared.warp_values[0];
+    for (int w = 1; w < kThreads / 32; ++w) value = combine(value, shared.warp_values[w]);
+    return value;
+  }
+
+  // The sum of the values of all threads before this one, in order of block and thread; `total` gets the sum of all.
+  __device__ uint64_t sum_before(uint64_t value, uint64_t& total) {
+    uint64_t inclusive = value;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const uint64_t before = __shfl_up_sync(~0u, inclusive, d);
+      if (lane >= d) inclusive += before;
+    }
+    __syncthreads();
+    if (lane == 31) shared.warp_values[warp] = inclusive;
+    __syncthreads();
+    uint64_t before = inclusive - value, block = 0;
+    for (int w = 0; w < kThreads / 32; ++w) {
+      if (w < warp) before += shared.warp_values[w];
+      block += shared.warp_values[w];
+    }
+    if (threadIdx.x == 0) shared.exchange[turn] = block;
+    cluster.sync();
+    total = 0;
+    for (int b = 0; b < kBlocks; ++b) {
+      const uint64_t theirs = cluster.map_shared_rank(&shared, b)->exchange[turn];
+      if (b < int(cluster.block_rank())) before += theirs;
+      total += theirs;
+    }
+    turn ^= 1;
+    return before;
+  }
+};
+
+struct Max {
+  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
+};
+
+// The best (value, then lowest id) of a row as one number; 0 = the row holds what is no number, or nothing above -inf.
+__device__ __forceinline__ uint64_t candidate(float x, int id) { return uint64_t(key_of(x)) << 32 | uint32_t(~id); }
+constexpr uint64_t kPoison = ~uint64_t(0);
+
+struct Slice {
+  float* row;  // of the whole row, of which this block has [begin, end)
+  int begin, end;
+};
+
+__device__ __forceinline__ uint64_t candidate_or_poison(float x, int id) {
+  return isnan(x) || x == INFINITY ? kPoison : x == -INFINITY ? 0 : candidate(x, id);
+}
+
+// Brings the slice into shared memory; the best of the row.
+__device__ uint64_t load_slice(Context& context, const Slice& slice, const float* row) {
+  uint64_t best = 0;
+#pragma unroll 8
+  for (int id = slice.begin + threadIdx.x; id < slice.end; id += kThreads) {
+    const float x = row[id];
+    slice.row[id] = x;
+    best = Max()(best, candidate_or_poison(x, id));
+  }
+  best = context.reduce(best, Max());
+  return best == kPoison ? 0 : best;
+}
+
+// Forbids what the mask does not allow; the best of the row.
+__device__ uint64_t mask_slice(Context& context, const Slice& slice, const uint32_t* mask) {
+  uint64_t best = 0;
+  for (int id = slice.begin + threadIdx.x; id < slice.end; id += kThreads) {
+    if (mask != nullptr && (mask[id / 32] >> (id % 32) & 1) == 0) slice.row[id] = -INFINITY;
+    best = Max()(best, candidate_or_poison(slice.row[id], id));
+  }
+  best = context.reduce(best, Max());
+  return best == kPoison ? 0 : best;
+}
+
+// What a row's filters make of a logit.
+struct Weigher {
+  float largest, inverse_temperature, floor;
+  __device__ uint64_t mass(float x) const {
+    const float t = (x - largest) * inverse_temperature;
+    return t >= floor ? __float2ull_rn(expf(t) * kMassScale) : 0;
+  }
+  __device__ bool eligible(float x) const { return (x - largest) * inverse_temperature >= floor; }
+};
+
+// Counts and masses of the logits whose key starts with `prefix` (above bit `shift + bits`), by the next bits of the key.
+__device__ void histogram(Context& context, const Slice& slice, const Weigher& weigher, uint32_t least_key, uint32_t prefix,
+                          int shift, int bits) {
+  Shared& shared = context.shared;
+  for (int i = threadIdx.x; i < kBins; i += kThreads) {
+    shared.counts[i] = 0;
+    for (int piece = 0; piece < kPieces; ++piece) shared.masses[piece][i] = 0;
+  }
+  __syncthreads();
+#pragma unroll 4
+  for (int id = slice.begin + threadIdx.x; id < slice.end; id += kThreads) {
+    const float x = slice.row[id];
+    const uint32_t key = key_of(x);
+    if (key < least_key || x == -INFINITY || !weigher.eligible(x)) continue;
+    if (shift + bits < 32 && key >> (shift + bits) != prefix) continue;
+    const int bin = key >> shift & ((1 << bits) - 1);
+    atomicAdd(&shared.counts[bin], 1u);
+    const uint64_t mass = weigher.mass(x);
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const uint32_t part = uint32_t(mass >> (piece * kPieceBits)) & (piece + 1 == kPieces ? ~0u : (1u << kPieceBits) - 1);
+      if (part != 0) atomicAdd(&shared.masses[piece][bin], part);
+    }
+  }
+  context.cluster.sync();
+}
+
+// Merges the blocks' histograms in the first block, which looks, from the largest key down, for the bin in which the count
+// reaches `rank`, or, when rank is 0, the mass reaches the share `top_p` of all (or `mass`, when that is not 0).
+__device__ Found find_bin(Context& context, uint64_t rank, float top_p, uint64_t mass) {
+  Shared& shared = context.shared;
+  if (context.cluster.block_rank() == 0) {
+    constexpr int kEach = kBins / kThreads;
+    uint64_t counts[kEach] = {}, masses[kEach] = {}, count = 0, sum = 0;
+    for (int i = 0; i < kEach; ++i) {
+      const int bin = kBins - 1 - (int(threadIdx.x) * kEach + i);
+      for (int b = 0; b < kBlocks; ++b) {
+        const Shared* theirs = context.cluster.map_shared_rank(&shared, b);
+        counts[i] += theirs->counts[bin];
+        for (int piece = 0; piece < kPieces; ++piece) masses[i] += uint64_t(theirs->masses[piece][bin]) << (piece * kPieceBits);
+      }
+      count += counts[i];
+      sum += masses[i];
+    }
+    uint64_t count_to = count, sum_to = sum;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      const uint64_t c = __shfl_up_sync(~0u, count_to, d), m = __shfl_up_sync(~0u, sum_to, d);
+      if (lane >= d) count_to += c, sum_to += m;
+    }
+    if (lane == 31) shared.scan_counts[warp] = count_to, shared.scan_masses[warp] = sum_to;
+    if (threadIdx.x == 0) shared.bin = -1;
+    __syncthreads();
+    uint64_t above_count = count_to - count, above_mass = sum_to - sum, total_count = 0, total_mass = 0;
+    for (int w = 0; w < kThreads / 32; ++w) {
+      if (w < warp) above_count += shared.scan_counts[w], above_mass += shared.scan_masses[w];
+      total_count += shared.scan_counts[w];
+      total_mass += shared.scan_masses[w];
+    }
+    if (threadIdx.x == 0) shared.total_count = total_count, shared.total_mass = total_mass;
+    const uint64_t wanted = rank > 0 ? rank : mass > 0 ? mass : share_of(total_mass, top_p);
+    for (int i = 0; i < kEach; ++i) {
+      const uint64_t before = rank > 0 ? above_count : above_mass, here = rank > 0 ? counts[i] : masses[i];
+      if (before < wanted && before + here >= wanted) {
+        shared.bin = kBins - 1 - (int(threadIdx.x) * kEach + i);
+        shared.above_count = above_count;
+        shared.above_mass = above_mass;
+      }
+      above_count += counts[i];
+      above_mass += masses[i];
+    }
+  }
+  context.cluster.sync();
+  const Shared* first = context.cluster.map_shared_rank(&shared, 0);
+  const Found found = {first->above_count, first->above_mass, first->total_count, first->total_mass, first->bin};
+  context.cluster.sync();
+  return found;
+}
+
+// The key at which the count from above reaches `rank`, or the mass the share top_p of `total` (0: of all that is eligible,
+// which is put there), and what lies above it.
+struct Selected {
+  bool exists;  // false: all of it stays below
+  uint32_t key;
+  uint64_t above_count, above_mass, wanted;
+};
+__device__ Selected select_key(Context& context, const Slice& slice, const Weigher& weigher, uint32_t least_key, uint64_t rank,
+                               float top_p, uint64_t& total) {
+  Selected out = {false, 0, 0, 0, 0};
+  uint64_t mass = total > 0 ? share_of(total, top_p) : 0;
+  uint32_t prefix = 0;
+  int shift = 32;
+  for (int bits : {11, 11, 10}) {
+    shift -= bits;
+    histogram(context, slice, weigher, least_key, prefix, shift, bits);
+    const Found found = find_bin(context, rank > 0 ? rank - out.above_count : 0, top_p, mass > 0 ? mass - out.above_mass : 0);
+    if (shift == 21) {
+      if (total == 0) total = found.total_mass;
+      if (mass == 0) mass = share_of(total, top_p);
+      if (found.bin < 0) return out;
+    }
+    prefix = prefix << bits | uint32_t(found.bin);
+    out.above_count += found.above_count;
+    out.above_mass += found.above_mass;
+  }
+  out.exists = true;
+  out.key = prefix;
+  out.wanted = mass;
+  return out;
+}
+
+__device__ int draw(Context& context, const Slice& slice, const RowSettings& row, float largest) {
+  const Weigher weigher = {largest, 1.f / row.temperature, row.min_p > 0 ? logf(row.min_p) : -INFINITY};
+  Cut cut;
+  uint64_t total = 0;
+  if (row.top_k > 0) {
+    const Selected k = select_key(context, slice, weigher, 0, uint64_t(row.top_k), 1.f, total);
+    if (k.exists) {
+      cut.key = k.key;
+      cut.quota = uint64_t(row.top_k) - k.above_count;
+      total = k.above_mass + cut.quota * weigher.mass(value_of(k.key));
+    }
+  }
+  if (row.top_p < 1) {
+    const Selected p = select_key(context, slice, weigher, cut.key, 0, row.top_p, total);
+    if (p.exists) {
+      const uint64_t each = weigher.mass(value_of(p.key)), missing = p.wanted - p.above_mass;
+      const uint64_t needed = each > 0 ? (missing + each - 1) / each : 1;
+      cut.quota = p.key == cut.key && cut.quota < needed ? cut.quota : needed;
+      cut.key = p.key;
+    }
+  }
+
+  // Every thread walks a contiguous run of ids: first to rank the ties at the cut, then to sum the masses, then one to find.
+  const int length = slice.end - slice.begin, run = (length + kThreads - 1) / kThreads;
+  const int begin = min(slice.begin + int(threadIdx.x) * run, slice.end), end = min(begin + run, slice.end);
+  uint64_t ties = 0, ties_before = 0, unused;
+  if (cut.quota != ~uint64_t(0)) {
+    for (int id = begin; id < end; ++id) ties += key_of(slice.row[id]) == cut.key;
+    ties_before = context.sum_before(ties, unused);
+  }
+  auto weight = [&](int id, uint64_t& tie) -> uint64_t {
+    const float x = slice.row[id];
+    const uint32_t key = key_of(x);
+    if (x == -INFINITY || key < cut.key || (key == cut.key && tie++ >= cut.quota)) return 0;
+    return weigher.mass(x);
+  };
+  uint64_t mine = 0, tie = ties_before;
+  for (int id = begin; id < end; ++id) mine += weight(id, tie);
+  uint64_t all, before = context.sum_before(mine, all);
+  const uint64_t wanted = __umul64hi(random_bits(row.seed, row.draw) << 11, all);
+  int token = -1;
+  if (before <= wanted && wanted < before + mine) {
+    tie = ties_before;
+    for (int id = begin; id < end; ++id) {
+      before += weight(id, tie);
+      if (before > wanted) {
+        token = id;
+        break;
+      }
+    }
+  }
+  return int(context.reduce(uint64_t(token + 1), Max())) - 1;
+}
+
+// A multiple of 32, so that a word of the mask belongs to one block.
+__host__ __device__ __forceinline__ int slice_length(int vocab) { return ((vocab + kBlocks - 1) / kBlocks + 31) / 32 * 32; }
+
+__global__ void __launch_bounds__(kThreads)
+    sample_kernel(const float* logits, int64_t stride, int vocab, const Sampling sampling, const Sampled sampled) {
+  __shared__ Shared shared;
+  Context context(shared);
+  release_successor();
+  depend();
+  const int row_index = blockIdx.x / kBlocks, rank = int(context.cluster.block_rank());
+  const RowSettings row = row_settings(sampling, row_index, vocab);
+  extern __shared__ float values[];
+  const int share = slice_length(vocab), begin = min(rank * share, vocab);
+  const Slice slice = {values - begin, begin, min((rank + 1) * share, vocab)};
+  const float* raw = logits + row_index * stride;
+  const bool first = rank == 0 && threadIdx.x == 0;
+
+  const uint64_t raw_best = load_slice(context, slice, raw);
+  int token = row.target, status = raw_best == 0;
+  const bool wants_logprobs = status == 0 && (row.top_logprobs >= 0 || row.target >= 0);
+  float raw_largest = value_of(uint32_t(raw_best >> 32)), log_sum = 0;
+  if (wants_logprobs) {
+    double sum = 0;
+    for (int id = slice.begin + threadIdx.x; id < slice.end; id += kThreads) sum += expf(slice.row[id] - raw_largest);
+    auto add = [](uint64_t a, uint64_t b) {
+      return uint64_t(__double_as_longlong(__longlong_as_double(int64_t(a)) + __longlong_as_double(int64_t(b))));
+    };
+    log_sum = float(log(__longlong_as_double(int64_t(context.reduce(uint64_t(__double_as_longlong(sum)), add)))));
+    // The alternatives, best first: the best of what comes after the one before.
+    uint64_t previous = kPoison;
+    const int wanted = min(row.top_logprobs, kMaxTopLogprobs);
+    for (int i = 0; i < wanted; ++i) {
+      uint64_t best = 0;
+      if (i == 0) {
+        best = raw_best;
+      } else if (previous > 0) {
+        for (int id = slice.begin + threadIdx.x; id < slice.end; id += kThreads) {
+          const float x = slice.row[id];
+          const uint64_t mine = x == -INFINITY ? 0 : candidate(x, id);
+          if (mine < previous && mine > best) best = mine;
+        }
+        best = context.reduce(best, Max());
+      }
+      if (first) {
+        const int64_t at = int64_t(row_index) * kMaxTopLogprobs + i;
+        sampled.top_ids[at] = best > 0 ? int(~uint32_t(best)) : -1;
+        sampled.top_logprobs[at] = best > 0 ? value_of(uint32_t(best >> 32)) - raw_largest - log_sum : -INFINITY;
+      }
+      previous = best;
+    }
+  }
+  if (status == 0 && token < 0) {
+    uint64_t best = raw_best;
+    if (row.edits_logits()) {
+      edit_slice(slice.row, slice.begin, slice.end, row, sampling);
+      best = mask_slice(context, slice, row.mask);
+    }
+    status = best == 0;
+    if (status == 0) {
+      token = row.temperature < kLeastTemperature ? int(~uint32_t(best))
+                                                  : draw(context, slice, row, value_of(uint32_t(best >> 32)));
+    }
+  }
+  if (first) {
+    sampled.token[row_index] = status == 0 ? token : 0;
+    sampled.status[row_index] = status;
+    sampled.logprob[row_index] = wants_logprobs && status == 0 ? raw[token] - raw_largest - log_sum : 0.f;
+  }
+  context.cluster.sync();
+}
+
+}  // namespace
+
+void sample(cudaStream_t stream, Tensor logits, const Sampling& sampling, const Sampled& sampled) {
+  constexpr size_t kMost = 190 << 10;
+  const size_t bytes = size_t(slice_length(int(logits.cols))) * sizeof(float);
+  require(bytes <= kMost, "a vocabulary of ", logits.cols, " is larger than ", kMost / 4 * kBlocks);
+  static const bool allowed = (allow_shared(sample_kernel, kMost), true);
+  (void)allowed;
+  launch_clusters(stream, sample_kernel, dim3(unsigned(logits.rows) * kBlocks), kBlocks, kThreads, bytes, logits.as<float>(),
+                  logits.stride, int(logits.cols), sampling, sampled);
+}
+
+}  // namespace oarlock::cuda
