@@ -27,10 +27,10 @@ struct DecodeParams {
   float scale;  // times log2(e)
 };
 
-template <int D>
+template <int D, bool wide>
 struct DecodeShared {
   static constexpr int kHalfBytes = D / 64 * kGroupBytes, kStageBytes = 2 * kHalfBytes;  // keys, then values
-  static constexpr int kStages = D == 128 ? 3 : 6;
+  static constexpr int kStages = (wide ? 4 : 6) * (128 / D);
   // Per warp and head of the group: the output, then maximum and sum.
   static constexpr int kMergeStride = D + 4;
   static size_t bytes(int group, int sequences) {
@@ -79,7 +79,7 @@ template <typename T, int D, bool wide>
 __device__ __forceinline__ void take_block(const DecodeParams& p, const uint32_t (&q)[D / 16][4], float (&out)[D / 8][4],
                                            float (&maximum)[2], float (&sum)[2], uint32_t at, int first_key, int context,
                                            int lane) {
-  using S = DecodeShared<D>;
+  using S = DecodeShared<D, wide>;
   const int matrix = lane / 8, in_matrix = lane % 8, quarter = first_key % kBlockTokens;
   float score[2][4] = {};
 #pragma unroll
@@ -132,7 +132,7 @@ __device__ __forceinline__ void take_block(const DecodeParams& p, const uint32_t
 
 template <typename T, int D, bool wide>
 __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodeParams p) {
-  using S = DecodeShared<D>;
+  using S = DecodeShared<D, wide>;
   extern __shared__ uint8_t shared[];
   __shared__ uint64_t full[S::kStages], empty[S::kStages];
   __shared__ int is_last_part;
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
   if (threadIdx.x == 0) {
     for (int s = 0; s < S::kStages; ++s) {
       barrier_init(&full[s], 1);
-      barrier_init(&empty[s], kWarps);
+      barrier_init(&empty[s], kWarps / 2 * 32 + kWarps / 2);  // the readers' threads, one of each other warp
     }
     barrier_init_fence();
   }
@@ -198,12 +198,12 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
     for (int block = item.first; block < item.last; ++block) {
       // Every warp sees every block arrive, or it could take one turn of the ring's barriers for another.
       barrier_wait(&full[stage], phase);
-      if ((block - item.first) % 2 == warp / 4) {
+      const bool mine = (block - item.first) % 2 == warp / 4;
+      if (mine) {
         take_block<T, D, wide>(p, q, out, maximum, sum, shared_address(ring + stage * S::kStageBytes),
                                block * kBlockTokens + warp % 4 * 16, item.context, lane);
-        __syncwarp();
       }
-      if (lane == 0) barrier_arrive(&empty[stage]);
+      if (mine || lane == 0) barrier_arrive(&empty[stage]);
       if (++stage == S::kStages) stage = 0, phase ^= 1;
     }
 
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
 
 template <typename T, int D, bool wide>
 void go(cudaStream_t stream, const Device& device, const DecodeParams& p) {
-  const size_t bytes = DecodeShared<D>::bytes(p.heads / p.kv_heads, p.sequences);
+  const size_t bytes = DecodeShared<D, wide>::bytes(p.heads / p.kv_heads, p.sequences);
   static size_t allowed = 0;
   if (bytes > allowed) {
     require(bytes <= device.shared_per_block, "attention over groups of ", p.heads / p.kv_heads, " heads and ", p.sequences,
