@@ -86,11 +86,19 @@ def load_executor(
 
 
 def _kv_blocks(options: ExecutorOptions, bytes_per_block: int, blocks_per_sequence: int, path: Path) -> int:
-    """Blocks of the KV pool: as asked for, else what memory allows, never more than all sequences could fill."""
-    if options.kv_blocks:
-        return options.kv_blocks
-    memory = options.kv_memory or int(available_memory() * options.kv_memory_share)
-    blocks = min(memory // bytes_per_block, options.max_sequences * blocks_per_sequence)
+    """Blocks of the KV pool: as asked for, else what memory allows, never more than all sequences could fill.
+
+    A pool that the machine can't hold is refused now: its pages are taken as they are used, so that the kernel would
+    kill the engine in the middle of its work.
+    """
+    available = available_memory()
+    memory = options.kv_memory or int(available * options.kv_memory_share)
+    blocks = options.kv_blocks or min(memory // bytes_per_block, options.max_sequences * blocks_per_sequence)
+    if options.device == "cpu" and blocks * bytes_per_block > available:
+        name = "kv_blocks" if options.kv_blocks else "kv_memory"
+        raise SettingError(
+            f"{name} asks for a KV cache of {blocks * bytes_per_block >> 20} MiB; {available >> 20} MiB are free"
+        )
     if blocks < 1:
         raise SettingError(
             f"{memory >> 20} MiB are left for the KV cache of {path}; 64 tokens take {bytes_per_block >> 10} KiB"

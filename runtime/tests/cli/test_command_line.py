@@ -44,6 +44,11 @@ def test_an_unknown_command_offers_the_nearest(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == "oarlock: no command 'serv'; did you mean 'serve'?\n"
 
 
+def test_an_unknown_bench_offers_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "flor"]) == 2
+    assert capsys.readouterr().err == "oarlock: no bench 'flor'; did you mean 'floor'?\n"
+
+
 def test_errors_are_one_line_unless_debugging(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,9 @@ class Served:
         small = ["--kv-memory", "16MiB", "--threads", "1", "--cache-dir", str(cache)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("OARLOCK_")}
         environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+        # What a killed supervisor can't clean up goes with it; a short path, since it ends up in a socket's name.
+        self._scratch = tempfile.TemporaryDirectory(prefix="served-")
+        environ["TMPDIR"] = self._scratch.name
         self.process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(model), *ports, *small, *flags],
             stderr=subprocess.PIPE,
@@ -103,6 +107,7 @@ class Served:
         self._reader.join(5)
         assert self.process.stderr is not None
         self.process.stderr.close()
+        self._scratch.cleanup()
         return code
 
 
