@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 async def release(namespaces: tuple[str, ...], lease_namespace: str, deployment: str) -> int:
-    """Scales the operator's Deployment to nothing ("" leaves it), waits for the lease, removes the finalizers."""
+    """Scales the operator's Deployment to nothing ("" leaves it), waits for the lease, removes finalizers and lease."""
     api = await Api.connect(Metrics())
     lease = Lease(api, lease_namespace, LEASE_NAME, "uninstall")
     try:
@@ -35,7 +35,8 @@ async def release(namespaces: tuple[str, ...], lease_namespace: str, deployment:
             async for body in api.objects(names.KIND, namespace):
                 count += await _let_go(api, body["metadata"])
         log.info("%d ModelDeployments no longer wait for an operator", count)
-        await lease.release()
+        found = await api.get("Lease", lease_namespace, LEASE_NAME)
+        await api.delete("Lease", lease_namespace, LEASE_NAME, found["metadata"]["uid"])
         return 0
     finally:
         await api.close()

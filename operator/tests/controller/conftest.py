@@ -33,19 +33,22 @@ def namespace(server: Server) -> str:
     return name
 
 
+def spawn(server: Server, log: Path, *words: str) -> subprocess.Popen[bytes]:
+    """An `oarlock-operator` command as a process, its output in `log`."""
+    environment = {**os.environ, "KUBECONFIG": str(server.plane.kubeconfig)}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "oarlock_operator.cli", *words]
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
 class Operator:
     """An operator process that looks after one namespace."""
 
     def __init__(self, server: Server, namespace: str, log: Path, *flags: str) -> None:
         self._log = log
-        command = [
-            sys.executable, "-m", "oarlock_operator.cli", "run", "--namespace", namespace,
-            "--lease-namespace", namespace, "--port", "0", *flags,
-        ]  # fmt: skip
-        environment = {**os.environ, "KUBECONFIG": str(server.plane.kubeconfig)}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-        with log.open("ab") as file:
-            self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        place = ("--namespace", namespace, "--lease-namespace", namespace)
+        self.process = spawn(server, log, "run", *place, "--port", "0", *flags)
 
     @property
     def log(self) -> str:
@@ -67,6 +70,11 @@ class Operators:
         found = Operator(self._server, self._namespace, self._folder / f"operator-{len(self.all)}.log", *flags)
         self.all.append(found)
         return found
+
+    def release(self) -> int:
+        """What the chart runs before an uninstall; its exit code."""
+        place = ("--namespace", self._namespace, "--lease-namespace", self._namespace)
+        return spawn(self._server, self._folder / "release.log", "release", *place).wait(30)
 
     def stop(self) -> None:
         for operator in self.all:

@@ -158,3 +158,14 @@ def test_names_too_long_are_refused(server: Server, namespace: str) -> None:
         server.create(namespace, "a" * 41)
     with refused.value as answer:
         assert "metadata.name must be at most 40" in answer.read().decode()
+
+
+def test_release_lets_everything_go(server: Server, namespace: str, operators: Operators) -> None:
+    operator = operators.start()
+    server.create(namespace)
+    server.until(lambda: server.pods(namespace) == ["llm-0-e1-0"])
+    operator.kill(signal.SIGTERM)
+    assert operators.release() == 0
+    found = server.get(names.KIND, namespace, "llm")
+    assert found is not None and not found["metadata"].get("finalizers")
+    assert server.get("Lease", namespace, "oarlock-operator") is None
