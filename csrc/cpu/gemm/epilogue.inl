@@ -67,22 +67,24 @@ OARLOCK_INLINE void store(const Product& job, Lanes v, int64_t row, int64_t col)
 
 // Rows and panels of a piece of work, counted within it, from complete sums c (rows `stride` floats apart).
 void finish(const Product& job, int first_row, int rows, int panel, int panels, const float* c, int stride) {
-  if (job.gated) {
-    for (int row = 0; row < rows; ++row) {
+  for (int row = 0; row < rows; ++row, c += stride) {
+    if (job.gated) {
       for (int col = 0; col < panels / 2 * kPanel; col += kLanes) {
-        const float* gate = c + row * stride + col / kPanel * 2 * kPanel + col % kPanel;
+        const float* gate = c + col / kPanel * 2 * kPanel + col % kPanel;
         Lanes v = silu(load_lanes(gate) * job.unit) * (load_lanes(gate + kPanel) * job.unit);
         store(job, v, first_row + row, panel / 2 * kPanel + col);
       }
+      continue;
     }
-    return;
-  }
-  for (int col = 0; col < panels * kPanel; col += kLanes) {
-    float bias[kLanes] = {};
-    int64_t from = panel * kPanel + col;
-    if (job.bias)
-      for (int i = 0; i < kLanes && from + i < job.cols; ++i) bias[i] = job.bias[from + i];
-    Lanes add = load_lanes(bias);
-    for (int row = 0; row < rows; ++row) store(job, load_lanes(c + row * stride + col) * job.unit + add, first_row + row, from);
+    for (int col = 0; col < panels * kPanel; col += kLanes) {
+      int64_t at = panel * kPanel + col;
+      Lanes v = load_lanes(c + col) * job.unit;
+      if (job.bias && at + kLanes <= job.cols) {
+        v += load_lanes(job.bias + at);
+      } else if (job.bias) {
+        for (int i = 0; at + i < job.cols; ++i) v[i] += job.bias[at + i];
+      }
+      store(job, v, first_row + row, at);
+    }
   }
 }

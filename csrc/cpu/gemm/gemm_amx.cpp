@@ -49,6 +49,37 @@ struct Ahead {
   }
 };
 
+// A block whose sums are complete, written out a few rows with every step of the next block, beside its tile products.
+class Finishing {
+ public:
+  void begin(const Product& job, int row, int rows, int panel, int panels, const float* c, int64_t steps) {
+    job_ = &job;
+    row_ = row;
+    end_ = row + rows;
+    panel_ = panel;
+    panels_ = panels;
+    c_ = c;
+    rows_a_step_ = int((rows + steps - 1) / steps);
+  }
+  void step() {
+    if (row_ < end_) advance(rows_a_step_);
+  }
+  void end() { advance(end_ - row_); }
+
+ private:
+  __attribute__((noinline)) void advance(int rows) {
+    if (rows > end_ - row_) rows = end_ - row_;
+    if (rows <= 0) return;
+    finish(*job_, row_, rows, panel_, panels_, c_, 32);
+    row_ += rows;
+    c_ += rows * 32;
+  }
+
+  const Product* job_ = nullptr;
+  const float* c_ = nullptr;
+  int row_ = 0, end_ = 0, panel_ = 0, panels_ = 0, rows_a_step_ = 0;
+};
+
 // What a micro-kernel multiplies: `tiles` steps of 32 along k, from zero (fresh) or onto c.
 struct Strip {
   const uint8_t* x;  // first tile of the block of rows
@@ -102,10 +133,11 @@ void one_block(const Strip& s) {
 // 32 rows (kBlocks 2) or 16 by one or two panels; c has rows of 32 floats. x is read past the L1 cache, where the panels
 // then stay for the next rows.
 template <int kBlocks, int kPanels>
-void square(const Strip& s, Ahead& ahead) {
+void square(const Strip& s, Ahead& ahead, Finishing& finishing) {
   constexpr int kRowBytes = 128;
   const uint8_t *x = s.x, *w = s.w;
   float* lower = s.c + 16 * 32;
+  Ahead near = ahead;
   if (s.fresh) {
     _tile_zero(0);
     if (kBlocks > 1) _tile_zero(2);
@@ -118,7 +150,8 @@ void square(const Strip& s, Ahead& ahead) {
     if (kBlocks > 1 && kPanels > 1) _tile_loadd(3, lower + 16, kRowBytes);
   }
   for (int64_t tile = 0; tile < s.tiles; ++tile, x += kTile, w += kTile) {
-    ahead.step();
+    near.step();
+    finishing.step();
     _tile_stream_loadd(4, x, 64);
     _tile_loadd(6, w, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -132,21 +165,25 @@ void square(const Strip& s, Ahead& ahead) {
     }
     if (kBlocks > 1 && kPanels > 1) _tile_dpbf16ps(3, 5, 7);
   }
+  ahead = near;
   _tile_stored(0, s.c, kRowBytes);
   if (kBlocks > 1) _tile_stored(2, lower, kRowBytes);
   if (kPanels > 1) _tile_stored(1, s.c + 16, kRowBytes);
   if (kBlocks > 1 && kPanels > 1) _tile_stored(3, lower + 16, kRowBytes);
 }
 
-// x into tiles. Rows beyond the last one of a block stay as they are: a tile's rows do not mix.
+// x into tiles, tile by tile. Rows beyond the last one of a block stay as they are: a tile's rows do not mix.
 template <bool kRaise>
 void tile_rows(const Prepare& job, int64_t first, int64_t last) {
-  for (int64_t row = first; row < last; ++row) {
-    const uint16_t* from = job.x.as<uint16_t>() + row * job.x.stride;
-    uint8_t* to = job.data + row / 16 * (16 * job.stride) + row % 16 * 64;
+  for (int64_t block = first; block < last; block += 16) {
+    int rows = int(last - block < 16 ? last - block : 16);
+    uint8_t* to = job.data + block * job.stride;
     for (int64_t k = 0; k < job.x.cols; k += kTileK, to += kTile) {
-      __m512i x = _mm512_loadu_si512(from + k);
-      _mm512_store_si512(to, kRaise ? raise(x) : x);
+      const uint16_t* from = job.x.as<uint16_t>() + block * job.x.stride + k;
+      for (int row = 0; row < rows; ++row, from += job.x.stride) {
+        __m512i x = _mm512_loadu_si512(from);
+        _mm512_store_si512(to + row * 64, kRaise ? raise(x) : x);
+      }
     }
   }
 }
@@ -207,6 +244,8 @@ void many_rows(const Product& job) {
   int64_t tiles = job.x->k / kTileK, most = kMostTiles;
   if (kFormat != Format::bf16 && job.rows <= 64) most = job.rows / 4;  // expanded tiles then stay in the L1 cache
   int64_t chunks = (tiles + most - 1) / most, chunk = (tiles + chunks - 1) / chunks;
+  int turn = 0;
+  Finishing finishing;
   for (int64_t first = 0; first < tiles; first += chunk) {
     int64_t count = tiles - first < chunk ? tiles - first : chunk;
     bool last = first + count == tiles;
@@ -229,18 +268,20 @@ void many_rows(const Product& job) {
       if (next) ahead = Ahead(next + start * per_tile, job.panel_bytes, count * per_tile, (job.rows + 31) / 32 * count);
       for (int row = 0; row < job.rows; row += 32) {
         s.x = job.x->data + (job.row0 + row) * job.x->stride + first * kTile;
-        s.c = chunks == 1 ? job.c : job.c + (panel / 2 * kMaxRows + row) * 32;
+        s.c = chunks == 1 ? job.c + (turn++ & 1) * 1024 : job.c + (panel / 2 * kMaxRows + row) * 32;
         int rows = job.rows - row < 32 ? job.rows - row : 32;
         if (last) claim_output(job, row, rows, panel);
         if (rows > 16) {
-          both ? square<2, 2>(s, ahead) : square<2, 1>(s, ahead);
+          both ? square<2, 2>(s, ahead, finishing) : square<2, 1>(s, ahead, finishing);
         } else {
-          both ? square<1, 2>(s, ahead) : square<1, 1>(s, ahead);
+          both ? square<1, 2>(s, ahead, finishing) : square<1, 1>(s, ahead, finishing);
         }
-        if (last) finish(job, row, rows, panel, 1 + both, s.c, 32);
+        finishing.end();
+        if (last) finishing.begin(job, row, rows, panel, 1 + both, s.c, count);
       }
     }
   }
+  finishing.end();
 }
 
 template <Format kFormat>
