@@ -119,7 +119,8 @@ class Ops {
   virtual ~Ops() = default;
 
   virtual DType activation_dtype() const = 0;  // of norms' outputs and linear inputs and outputs
-  virtual DType residual_dtype() const = 0;
+  virtual DType residual_dtype() const = 0;    // also of what is added to it
+  virtual DType qkv_dtype() const { return activation_dtype(); }
 
   // Device memory, zeroed; lives as long as the Ops. DeviceError when there is not enough.
   virtual void* allocate(size_t bytes) = 0;
@@ -140,10 +141,10 @@ class Ops {
   virtual void gated_linear(Tensor out, Tensor x, const Weight& w) = 0;
   // On qkv rows [heads*D | kv_heads*D | kv_heads*D]: optional per-head RMS norm of q and k (weights [D] or null), rotation of
   // q and k by position (rotary[position] = D/2 cosines then D/2 sines, float32, halves paired i with i + D/2), then k and v
-  // into the cache at slots; q stays in qkv.
+  // into the cache at slots; q stays in its row, in a form of the device's own.
   virtual void rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
                               const float* rotary, KvLayer cache, const Batch& batch) = 0;
-  // out[t] (heads*D columns) = attention of q, the first heads*D columns of qkv, over the cache.
+  // out[t] (heads*D columns) = attention of the q that rope_and_cache left in qkv, over the cache.
   virtual void attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) = 0;
   // out[i] = x[rows[i]].
   virtual void gather_rows(Tensor out, Tensor x, const int32_t* rows) = 0;

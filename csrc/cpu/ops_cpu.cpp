@@ -32,6 +32,8 @@ class CpuOps : public Ops {
 
   DType activation_dtype() const override { return dtype_; }
   DType residual_dtype() const override { return DType::f32; }
+  // Queries, keys and values are rounded once, after their rotation.
+  DType qkv_dtype() const override { return DType::f32; }
 
   void* allocate(size_t bytes) override {
     pieces_.push_back(allocate_piece(bytes));
@@ -73,11 +75,11 @@ class CpuOps : public Ops {
 
   void rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
                       const float* rotary, KvLayer cache, const Batch& batch) override {
-    rope_.rope_and_cache(qkv, shape, q_norm, k_norm, epsilon, rotary, cache, batch);
+    rope_.rope_and_cache(qkv, dtype_, shape, q_norm, k_norm, epsilon, rotary, cache, batch);
   }
 
   void attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) override {
-    attention_.attention(out, qkv, shape, cache, batch);
+    attention_.attention(out, queries(qkv, dtype_, shape), shape, cache, batch);
   }
 
   void gather_rows(Tensor out, Tensor x, const int32_t* rows) override { cpu::gather_rows(pool_, out, x, rows); }

@@ -116,7 +116,7 @@ void Decoder::finish(int64_t blocks) {
   int64_t tokens = limits_.max_tokens, rows = limits_.logit_rows();
   residual_ = workspace(res, tokens, config_.hidden);
   normed_ = workspace(act, tokens, config_.hidden);
-  qkv_ = workspace(act, tokens, config_.qkv_width());
+  qkv_ = workspace(ops_->qkv_dtype(), tokens, config_.qkv_width());
   attended_ = workspace(act, tokens, int64_t(config_.heads) * config_.head_dim);
   delta_ = workspace(res, tokens, config_.hidden);
   hidden_ = workspace(act, tokens, config_.ffn);

@@ -35,8 +35,8 @@ class Attention {
   // Allocates everything that attention() uses. InvalidArgument for a head_dim that is no multiple of 16 or above 256.
   void reserve(const AttentionLimits& limits);
 
-  // As Ops::attention. qkv, out and cache share one dtype, bf16 or f32; a query at position p sees keys
-  // [max(0, p - window + 1), p]. InvalidArgument when the batch exceeds what was reserved.
+  // As Ops::attention, of rotated queries [tokens, heads*D]. They, out and cache share one dtype, bf16 or f32; a query at
+  // position p sees keys [max(0, p - window + 1), p]. InvalidArgument when the batch exceeds what was reserved.
   void attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch);
 
  private:

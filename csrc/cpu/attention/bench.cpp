@@ -38,7 +38,7 @@ void bench(const Case& c, ThreadPool& pool, double read_rate, double product_rat
   attention.reserve({step.batch.tokens, c.sequences, c.heads, c.kv_heads, c.head_dim, c.context});
   auto run_layer = [&](size_t l) {
     uint8_t* keys = memory.data + l * 2 * layer;
-    attention.attention(step.out_tensor, step.qkv_tensor, shape, {keys, keys + layer}, step.batch);
+    attention.attention(step.out_tensor, step.query_tensor, shape, {keys, keys + layer}, step.batch);
   };
   std::vector<double> times;
   auto begin = Clock::now();

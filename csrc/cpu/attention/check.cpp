@@ -32,7 +32,7 @@ bool run(Fixture& fixture, const std::vector<std::vector<Chunk>>& steps, int thr
   for (const auto& chunks : steps) {
     Fixture::Step step = fixture.make_step(chunks);
     fixture.rope(rope, step);
-    attention.attention(step.out_tensor, step.qkv_tensor, fixture.shape, fixture.cache(), step.batch);
+    attention.attention(step.out_tensor, step.query_tensor, fixture.shape, fixture.cache(), step.batch);
     size_t bytes = size_t(step.out_tensor.cols * size_of(fixture.dtype)), token = 0;
     for (const Chunk& chunk : chunks) {
       for (int p = chunk.begin; p < chunk.begin + chunk.count; ++p, ++token) {
@@ -76,7 +76,7 @@ double error_of(Fixture& fixture, int s, int length, Isa isa, const Rows& rows) 
   fixture.rope(Rope(pool, isa), step);
   fixture.keys = keys;
   fixture.values = values;
-  reference::attention(step.out_tensor, step.qkv_tensor, fixture.shape, fixture.cache(), step.batch);
+  reference::attention(step.out_tensor, step.query_tensor, fixture.shape, fixture.cache(), step.batch);
   double error = 0, largest = 0;
   for (size_t c = 0; c < chunks.size(); ++c) {
     const auto& row = rows.at({fixture.contents[size_t(s)], chunks[c].begin});

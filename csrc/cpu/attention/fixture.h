@@ -71,9 +71,10 @@ class Fixture {
   // One step's arrays; the Batch points into them.
   struct Step {
     std::vector<int32_t> positions, slots, starts, contexts, table;
-    std::vector<char> qkv, out;
+    std::vector<float> qkv;
+    std::vector<char> out;
     Batch batch;
-    Tensor qkv_tensor, out_tensor;
+    Tensor qkv_tensor, query_tensor, out_tensor;
   };
 
   Step make_step(const std::vector<Chunk>& chunks) const {
@@ -95,7 +96,8 @@ class Fixture {
     }
     const int tokens = int(step.positions.size()), out_columns = shape.heads * shape.head_dim;
     step.out.resize(size_t(tokens) * size_t(out_columns) * size_t(size_of(dtype)));
-    step.qkv_tensor = {step.qkv.data(), dtype, tokens, qkv_columns(), qkv_columns()};
+    step.qkv_tensor = {step.qkv.data(), DType::f32, tokens, qkv_columns(), qkv_columns()};
+    step.query_tensor = queries(step.qkv_tensor, dtype, shape);
     step.out_tensor = {step.out.data(), dtype, tokens, out_columns, out_columns};
     Batch& batch = step.batch;
     batch.tokens = tokens;
@@ -110,19 +112,15 @@ class Fixture {
   }
 
   void rope(const Rope& rope, Step& step) {
-    rope.rope_and_cache(step.qkv_tensor, shape, head_norm ? q_norm.data() : nullptr, head_norm ? k_norm.data() : nullptr, 1e-6f,
-                        rotary.data(), cache(), step.batch);
+    rope.rope_and_cache(step.qkv_tensor, dtype, shape, head_norm ? q_norm.data() : nullptr, head_norm ? k_norm.data() : nullptr,
+                        1e-6f, rotary.data(), cache(), step.batch);
   }
 
  private:
-  void append_row(std::vector<char>& rows, uint64_t content, int position) const {
+  void append_row(std::vector<float>& rows, uint64_t content, int position) const {
     std::minstd_rand random(uint32_t(content * 7919 + uint64_t(position) * 104729 + 1));
-    for (int i = 0; i < qkv_columns(); ++i) {
-      float value = float(int(random() % 4001) - 2000) / 700;  // wide enough for peaked softmaxes
-      bf16 narrow = to_bf16(value);
-      const char* from = dtype == DType::f32 ? reinterpret_cast<const char*>(&value) : reinterpret_cast<const char*>(&narrow);
-      rows.insert(rows.end(), from, from + size_of(dtype));
-    }
+    // Wide enough for peaked softmaxes.
+    for (int i = 0; i < qkv_columns(); ++i) rows.push_back(float(int(random() % 4001) - 2000) / 700);
   }
 };
 
