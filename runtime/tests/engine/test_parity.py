@@ -50,8 +50,8 @@ def as_int8(smollm2: Path, texts: list[ForcedText]) -> list[Floats]:
     return forced_logits(reference, texts)
 
 
-# In bf16 the goal is a margin under 0.1 nat. Rounding weights and activations costs 0.03 nat (root mean square), and one
-# of the 960 tokens lies beyond the goal, at 0.117.
+# In bf16 the goal is a margin under 0.1 nat. Rounding of weights and activations costs 0.03 nat (root mean square), and
+# one of the 960 tokens lies beyond the goal, at 0.117.
 @pytest.mark.parametrize(
     ("quantization", "dtype", "expected", "agreement", "margin"),
     [
