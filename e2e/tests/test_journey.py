@@ -31,7 +31,7 @@ def deployment(source: str, **spec: Any) -> dict[str, Any]:
             "model": {"source": source, "name": "SmolLM2"},
             "server": {"maxSequences": 16, "threads": 1, "kvMemory": "256Mi"},
             "drain": {"timeoutSeconds": 30},
-            "restart": {"backoffSeconds": 1},
+            "restart": {"backoffSeconds": 1, "budget": 20},
             **spec,
         },
     }

@@ -50,7 +50,7 @@ class Kube:
         found = self.get("modeldeployment", name)
         status = found.get("status") or {}
         conditions = {one["type"]: one for one in status.get("conditions", [])}
-        return (
+        return bool(
             status.get("observedGeneration") == found["metadata"]["generation"]
             and conditions.get("Ready", {}).get("status") == "True"
             and conditions.get("Progressing", {}).get("reason") == "Complete"

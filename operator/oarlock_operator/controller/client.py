@@ -78,7 +78,8 @@ class Api:
             query = {"limit": _CHUNK, "labelSelector": selector, "continue": more}
             page = await self._json("GET", path(kind, namespace), kind, {k: v for k, v in query.items() if v})
             for item in page["items"]:
-                yield {"kind": kind, **item}
+                # Items of a list don't say what they are.
+                yield {"kind": kind, "apiVersion": page["apiVersion"], **item}
             more = page["metadata"].get("continue", "")
             if not more:
                 return

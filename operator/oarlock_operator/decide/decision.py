@@ -12,10 +12,13 @@ from oarlock_operator.api import names
 from oarlock_operator.api.status import Group, ModelDeploymentStatus
 from oarlock_operator.decide.actions import (
     Action,
+    Apply,
     CreatePod,
     Decision,
+    Delete,
     DeletePod,
     Event,
+    Prune,
     SetFinalizer,
     WriteRoster,
 )
@@ -77,6 +80,16 @@ def _depart(snapshot: Snapshot, settings: RenderSettings) -> Decision:
     groups = round_.departed_groups()
     status = deployment.status.model_copy(update={"conditions": (*found, *kept), "groups": groups, "ready_replicas": 0})
     return Decision(status, actions, wake_after=5.0)
+
+
+def _object_of(action: Action) -> str:
+    """What a repair is about."""
+    match action:
+        case Apply(body):
+            return f"{body['kind']} {body['metadata']['name']}"
+        case Prune(kind, name, _) | Delete(kind, name, _):
+            return f"{kind} {name}"
+    return type(action).__name__
 
 
 def _stuck(pod: Pod, snapshot: Snapshot) -> bool:
@@ -163,8 +176,8 @@ class _Round:
         repairs = repair(standing_objects(self.deployment, self.settings), self.snapshot.objects)
         self.actions += repairs
         if repairs and self.status.observed_generation == self.deployment.generation:
-            count = len({(type(action).__name__, repr(action)[:200]) for action in repairs})
-            self.events.append(Event("DriftRepaired", f"{count} objects were not as they should be", "Warning"))
+            wrong = ", ".join(sorted({_object_of(action) for action in repairs}))
+            self.events.append(Event("DriftRepaired", f"not as it should be: {wrong}", "Warning"))
 
     def _restart(self, view: GroupView, reason: str) -> None:
         self.epoch += 1

@@ -89,6 +89,9 @@ def test_a_restarted_operator_changes_nothing(server: Server, namespace: str, op
     server.until(lambda: server.get("PodDisruptionBudget", namespace, "llm"))
     after = {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in server.objects("Pod", namespace)}
     assert after == before and server.get(names.KIND, namespace, "llm") == status
+    # It found all else as it should be.
+    assert second.log.count("DriftRepaired") == 1
+    assert "DriftRepaired: not as it should be: PodDisruptionBudget llm\n" in second.log
     second.kill(signal.SIGTERM)
     assert second.process.returncode == 0
 
