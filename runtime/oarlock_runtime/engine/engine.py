@@ -2,16 +2,18 @@
 wants tokens without a server."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from oarlock_runtime.engine.config import EngineConfig
 from oarlock_runtime.engine.output import StepOutput
 from oarlock_runtime.engine.plan import BLOCK_TOKENS, Executor
-from oarlock_runtime.engine.request import Finish, QueueFull, Request
+from oarlock_runtime.engine.request import Finish, QueueFull, Request, TokenFilter
 from oarlock_runtime.engine.scheduler import Scheduler
 from oarlock_runtime.engine.stats import EngineStats
+from oarlock_runtime.errors import RequestError
 
 
 class Engine:
@@ -21,8 +23,12 @@ class Engine:
     and the engine with it.
     """
 
-    def __init__(self, executor: Executor, config: EngineConfig) -> None:
+    def __init__(
+        self, executor: Executor, config: EngineConfig, compile_schema: Callable[[str], TokenFilter] | None = None
+    ) -> None:
+        """`compile_schema` makes the filter of a JSON schema, or raises RequestError; without it there are none."""
         self.config = config
+        self._compile_schema = compile_schema
         self._executor = executor
         self._scheduler = Scheduler(config)
         self._steps = 0
@@ -36,10 +42,18 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queues a request. Raises RequestError naming the field at fault, or QueueFull."""
         try:
-            self._scheduler.add(request, time.monotonic())
+            self._scheduler.add(self._filtered(request), time.monotonic())
         except QueueFull:
             self._rejected += 1
             raise
+
+    def _filtered(self, request: Request) -> Request:
+        schema = request.sampling.json_schema
+        if schema is None:
+            return request
+        if self._compile_schema is None:
+            raise RequestError("response_format", "this engine has no grammars")
+        return replace(request, filter=self._compile_schema(schema))
 
     def abort(self, request_ids: Iterable[int]) -> StepOutput:
         """Ends these requests before the next step; unknown ones are passed over. The output says which were there."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from oarlock_runtime.engine.output import Int32s, PromptLogprobs, RequestFailure, Started, StepOutput, TokenLogprobs
 from oarlock_runtime.engine.plan import BLOCK_TOKENS, StepResult
 from oarlock_runtime.engine.request import Finish
-from oarlock_runtime.engine.sequences import NEEDS_HISTORY, Seats, Sequences
+from oarlock_runtime.engine.sequences import NEEDS_FILTER, NEEDS_HISTORY, Seats, Sequences
 from oarlock_runtime.engine.step import Scores, Step
 
 NO_DISTRIBUTION = "the model's output held NaN, or the request's constraints left no token to choose"
@@ -46,6 +46,12 @@ def apply_result(step: Step, result: StepResult, s: Sequences) -> Outcome:
         history = s.history[seats[place]]
         assert history is not None
         history.append(int(tokens[place]))
+
+    for place in np.flatnonzero((s.needs[seats] & NEEDS_FILTER != 0) & (finish == Finish.RUNNING)).tolist():
+        token_filter = s.request_of(int(seats[place])).filter
+        assert token_filter is not None
+        if not token_filter.accept(int(tokens[place])):
+            finish[place] = Finish.ERROR
 
     output = StepOutput(ids, tokens, finish)
     output.started = _started(s, seats, cached)

@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,16 @@ class Finish(enum.IntEnum):
     ERROR = 4
 
 
+class TokenFilter(Protocol):
+    """Which tokens an answer may go on with, as far as it has come (engine/grammar.py)."""
+
+    def allow(self, mask: npt.NDArray[np.uint32]) -> None:
+        """Sets the bits of the tokens that may come next, in [ceil(vocab / 32)]."""
+
+    def accept(self, token: int) -> bool:
+        """Goes on by a token; False when it does not fit."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """A prompt to continue. `request_id` is the caller's, unique among the requests in the engine."""
@@ -28,6 +39,7 @@ class Request:
     prompt: npt.NDArray[np.int32]  # [tokens], at least one
     sampling: SamplingParams
     cache_salt: str = ""  # prompts share cached blocks only with prompts of the same salt
+    filter: TokenFilter | None = None  # made by the engine where sampling has a json_schema
 
     def limit(self, longest: int) -> int:
         """The length, in tokens, at which it ends if nothing ends it before. One token is always drawn."""

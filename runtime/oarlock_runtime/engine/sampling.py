@@ -32,6 +32,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     logit_bias: dict[int, float] = {}
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    json_schema: str | None = None  # the answer is JSON that follows it
     top_logprobs: int = -1  # alternatives reported with each token; 0 = the token's own, -1 = no log-probability
     prompt_logprobs: int = -1  # the same for the prompt's tokens
 

@@ -115,7 +115,7 @@ class Scheduler:
         self._admit(budget, now)
         if not running and not budget.chunks:
             return None
-        step = build_step(self.sequences, self.decoding, budget.chunks)
+        step = build_step(self.sequences, self.decoding, budget.chunks, self.config.vocab)
         self._in_flight.append(step)
         self.sequences.computed[self.decoding] += 1
         prefilled = [chunk.seat for chunk in budget.chunks if chunk.draws]

@@ -22,7 +22,7 @@ SEED_MASK = (1 << 64) - 1
 Seats = npt.NDArray[np.intp]
 
 # Bits of `needs`: the optional parts of a plan that a sequence asks for.
-NEEDS_HISTORY, NEEDS_BIAS, NEEDS_LOGPROBS = 1, 2, 4
+NEEDS_HISTORY, NEEDS_BIAS, NEEDS_LOGPROBS, NEEDS_FILTER = 1, 2, 4, 8
 
 
 class Sequences:
@@ -100,6 +100,7 @@ class Sequences:
             NEEDS_HISTORY * sampling.penalized
             | NEEDS_BIAS * bool(sampling.logit_bias or sampling.min_tokens)
             | NEEDS_LOGPROBS * (sampling.top_logprobs >= 0)
+            | NEEDS_FILTER * (request.filter is not None)
         )
         self.request_id[seat] = request.request_id
         self.arrival[seat] = arrival

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oarlock_runtime.engine.plan import BLOCK_TOKENS, Float32s, Int32s, StepPlan
-from oarlock_runtime.engine.sequences import NEEDS_BIAS, NEEDS_HISTORY, NEEDS_LOGPROBS, Seats, Sequences
+from oarlock_runtime.engine.sequences import NEEDS_BIAS, NEEDS_FILTER, NEEDS_HISTORY, NEEDS_LOGPROBS, Seats, Sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Step:
     scores: list[Scores]
 
 
-def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk]) -> Step:
+def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab: int) -> Step:
     """`decoding` sequences compute their last token; all blocks are in the tables."""
     s = sequences
     ones = len(decoding)
@@ -104,6 +104,7 @@ def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk]) -> St
         target=targets,
     )
     _add_optional_groups(plan, s, row_seats, draw_rows, draw_seats, floats)
+    _add_masks(plan, s, draw_rows, draw_seats, vocab)
     return Step(plan, draw_rows, draw_seats, s.request_id[draw_seats], scores)
 
 
@@ -163,6 +164,21 @@ def _add_optional_groups(
         plan.bias_starts = _starts(rows, draw_rows[chosen], [len(ids) for ids, _ in biases])
         plan.bias_ids = np.concatenate([ids for ids, _ in biases])
         plan.bias_values = np.concatenate([values for _, values in biases])
+
+
+def _add_masks(plan: StepPlan, s: Sequences, draw_rows: Seats, draw_seats: Seats, vocab: int) -> None:
+    """The tokens that may be drawn, for the sequences whose answers follow a grammar."""
+    chosen = np.flatnonzero(s.needs[draw_seats] & NEEDS_FILTER)
+    if not len(chosen):
+        return
+    masks = np.zeros((len(chosen), -(-vocab // 32)), np.uint32)
+    for mask, seat in zip(masks, draw_seats[chosen].tolist(), strict=True):
+        token_filter = s.request_of(seat).filter
+        assert token_filter is not None
+        token_filter.allow(mask)
+    plan.masks = masks
+    plan.mask_rows = np.full(len(plan.sample_rows), -1, np.int32)
+    plan.mask_rows[draw_rows[chosen]] = np.arange(len(chosen))
 
 
 def _starts(rows: int, chosen: Seats, lengths: Iterable[int]) -> Int32s:

@@ -8,25 +8,33 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from oarlock_runtime.engine.config import EngineConfig
 from oarlock_runtime.engine.engine import Engine
 from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor, usable_threads
+from oarlock_runtime.engine.request import TokenFilter
 from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.messages import AbortRequests, AddRequest, EngineReady
 from oarlock_runtime.ipc.sockets import IDLE_SECONDS, EngineSocket, request_of
 from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
 from oarlock_runtime.models.loading import LoadProgress
+from oarlock_runtime.models.tokenizer import load_tokenizer
 from oarlock_runtime.server.control import Control
 from oarlock_runtime.server.floor import FloorMeter
 from oarlock_runtime.server.process import run
 from oarlock_runtime.settings import Settings
 
+if TYPE_CHECKING:
+    from oarlock_runtime.engine.grammar import Grammars
+
 BEAT_SECONDS = 0.5
+GRAMMARS_SECONDS = 5.0  # for the tables of the vocabulary, which a request may come too early for
 
 
 def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
@@ -45,7 +53,7 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         step_weight_bytes=executor.step_weight_bytes,
         bytes_per_block=executor.bytes_per_block,
     )
-    engine = Engine(executor, config)
+    engine = Engine(executor, config, _schema_compiler(settings.model, config))
     ready = EngineReady(
         pid=os.getpid(),
         model=settings.model_name,
@@ -69,6 +77,29 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         except Exception as error:
             socket.fail(f"{type(error).__name__}: {error}")
             raise
+
+
+def _schema_compiler(model: str, config: EngineConfig) -> Callable[[str], TokenFilter]:
+    """Makes the filters of JSON schemas; its tables are made beside the first steps, so that no start waits."""
+
+    def load() -> "Grammars":
+        from oarlock_runtime.engine.grammar import Grammars
+
+        tokenizer = load_tokenizer(model)
+        return Grammars(tokenizer, config.vocab, list(dict.fromkeys(config.eos_ids + tokenizer.eos_ids)))
+
+    loading = ThreadPoolExecutor(1, "grammars").submit(load)
+
+    def compile_schema(schema: str) -> TokenFilter:
+        try:
+            return loading.result(GRAMMARS_SECONDS).matcher(schema)
+        except RequestError:
+            raise
+        except (OarlockError, TimeoutError) as error:
+            reason = str(error) or f"the vocabulary's tables were not ready within {GRAMMARS_SECONDS:g} s"
+            raise RequestError("response_format", f"JSON schemas can't be used with this model: {reason}") from error
+
+    return compile_schema
 
 
 def _batched_tokens(settings: Settings) -> int:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -48,6 +49,35 @@ def test_the_official_client_gets_the_same_answer_streamed_and_not(running: Serv
         ]
         texts = [[choice.message.content for choice in answer.choices] for answer in seeded]
         assert texts[0] == texts[1] and len(set(texts[0])) == 3
+
+
+def test_an_answer_follows_a_json_schema_and_a_bad_schema_is_its_requests_alone(running: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    with openai.OpenAI(base_url=running.url + "/v1", api_key="none", max_retries=0) as client:
+        for stream in (False, True):
+            answer: Any = client.chat.completions.create(
+                model="default",
+                messages=[{"role": "user", "content": "hi"}],
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}},
+                seed=1,
+                max_tokens=120,
+                stream=stream,
+            )
+            parts = [chunk.choices[0].delta.content or "" for chunk in answer] if stream else []
+            assert json.loads("".join(parts) or answer.choices[0].message.content)["n"] in (1, 22)
+        # What only the engine finds out is still a 400.
+        costly = {"type": "integer", "multipleOf": 999983, "minimum": 1}
+        with pytest.raises(openai.BadRequestError, match="JSON schema can't be used"):
+            client.chat.completions.create(
+                model="default",
+                messages=[{"role": "user", "content": "hi"}],
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": costly}},
+            )
 
 
 def test_two_hundred_clients_that_leave_free_every_block(running: Served) -> None:

@@ -15,6 +15,18 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None  # a hint: our chunks are not padded
 
 
+class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None  # a schema always holds
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    type: str
+    json_schema: JsonSchema | None = None
+
+
 class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What completions and chat completions have in common."""
 
@@ -30,6 +42,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
+    response_format: ResponseFormat | None = None
     # Beyond OpenAI's API, with the names that other servers use
     top_k: int | None = None
     min_p: float | None = None
@@ -95,7 +108,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "moderation": ((), "moderation is not supported"),
     "parallel_tool_calls": ((True, False), "tools are not supported"),
     "reasoning_effort": (("none",), "the model's reasoning can't be steered"),
-    "response_format": (({"type": "text"},), "only the format {'type': 'text'} is supported"),
     "suffix": (("",), "inserting text before a suffix is not supported"),
     "tool_choice": (("none", "auto"), "tools are not supported"),
     "tools": (([],), "tools are not supported"),

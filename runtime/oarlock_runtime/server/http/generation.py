@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
+from oarlock_runtime.engine.grammar import ANY_OBJECT, check_schema
 from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.models.tokenizer import Tokenizer
-from oarlock_runtime.server.http.fields import ChatFields, CompletionFields, GenerationFields, Message
+from oarlock_runtime.server.http.fields import ChatFields, CompletionFields, GenerationFields, Message, ResponseFormat
 from oarlock_runtime.server.http.stops import MAX_STOP_LENGTH, MAX_STOPS
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for a completion; a chat goes on to the end of the context
@@ -248,6 +249,8 @@ def _sampling(
             f"{limits.max_choices}",
         )
     given: dict[str, Any] = {key: value for key in _SAMPLING if (value := getattr(fields, key)) is not None}
+    if fields.response_format is not None:
+        given["json_schema"] = _json_schema(fields, fields.response_format)
     stops = tuple(fields.stop_token_ids or ())
     given["stop_token_ids"] = stops if fields.ignore_eos else stops + limits.end_ids
     if wanted is not None and limits.max_output_tokens and wanted > limits.max_output_tokens:
@@ -269,6 +272,25 @@ def _sampling(
     if n == 1:
         return params
     return [_reseeded(one, index) for one in params for index in range(n)]
+
+
+def _json_schema(fields: GenerationFields, wanted: ResponseFormat) -> str | None:
+    """The schema that the answer follows; None for text."""
+    if wanted.type == "text":
+        return None
+    if wanted.type not in ("json_object", "json_schema"):
+        name = "response_format.type"
+        raise RequestError(name, f"{name} is {wanted.type!r}; it must be one of text, json_object, json_schema")
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(fields, name):
+            raise RequestError(name, f"{name} can't be had with a response_format: its end is the answer's end")
+    if wanted.type == "json_object":
+        return ANY_OBJECT
+    if wanted.json_schema is None or wanted.json_schema.schema is None:
+        raise RequestError("response_format.json_schema.schema", "response_format.json_schema.schema is missing")
+    schema = msgspec.json.encode(wanted.json_schema.schema).decode()
+    check_schema(schema)
+    return schema
 
 
 def _reseeded(params: SamplingParams, index: int) -> SamplingParams:

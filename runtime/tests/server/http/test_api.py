@@ -180,6 +180,48 @@ def test_the_description_tells_the_bounds_that_hold(api: ScriptedApi) -> None:
                 assert refused(api, {**start, name: shown["exclusiveMinimum"]}, path=path)["param"] == name
 
 
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("format", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": OBJECT, "strict": True}}, OBJECT),
+    ],
+)
+def test_a_response_format_reaches_the_engine_as_a_schema(api: ScriptedApi, format: Any, schema: Any) -> None:
+    body = {"messages": USER, "max_tokens": 2, "response_format": format}
+    assert post(api, body, "/v1/chat/completions").status_code == 200
+    _, sampling = api.client.added[0]
+    assert (sampling.json_schema and json.loads(sampling.json_schema)) == schema
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        ({"response_format": {"type": "grammar"}}, "response_format.type", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema", "missing"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, None, "missing"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}},
+            "response_format",
+            "nope",
+        ),
+        ({"response_format": {"type": "json_object"}, "min_tokens": 3}, "min_tokens", "response_format"),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "response_format"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema", "unknown"),
+        ({"response_format": {}}, "response_format.type", "missing"),
+    ],
+)
+def test_a_response_format_that_cannot_be_had_is_refused(api: ScriptedApi, body: Any, field: Any, words: str) -> None:
+    error = refused(api, {"messages": USER, **body}, path="/v1/chat/completions")
+    assert words in error["message"] and field in (None, error["param"])
+    assert not api.client.added
+
+
 def test_head_is_get_without_a_body(api: ScriptedApi) -> None:
     for path, status in (("/health", 200), ("/v1/models", 200), ("/v1/models/none", 404), ("/v1/completions", 405)):
         response = httpx.head(api.url + path, timeout=20)
