@@ -9,7 +9,7 @@ from typing import Any
 
 from oarlock_operator.api import names
 from oarlock_operator.api.deployment import ModelDeployment
-from oarlock_operator.api.spec import Resources
+from oarlock_operator.api.pods import Resources
 from oarlock_operator.render import common
 from oarlock_operator.render.environment import download_environment, server_environment
 from oarlock_operator.render.placement import placement
