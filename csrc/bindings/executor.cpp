@@ -106,8 +106,12 @@ class PyExecutor {
     limits.max_context = int(rotary.shape(0));
 
     std::string device = option<std::string>(options, "device"), dtype = option<std::string>(options, "dtype");
-    require(device == "cpu", "device '", device, "' is not in this build; it has: cpu");
-    require(dtype == "bf16" || dtype == "f32", "dtype '", dtype, "' is not one of bf16, f32");
+    if (device == "cuda") {
+      executor_ = make_cuda(options, limits, rotary.data(), dtype);
+      return;
+    }
+    require(device == "cpu", "device '", device, "' is not one of cpu, cuda");
+    require(dtype == "bf16" || dtype == "f32", "dtype '", dtype, "' is not one of bf16, f32, which device cpu has");
     executor_ =
         make_cpu_executor(m, limits, rotary.data(), dtype == "f32" ? DType::f32 : DType::bf16, positive(options, "threads"));
   }
@@ -152,12 +156,30 @@ class PyExecutor {
     return py::make_tuple(token_[rows], logprob_[rows], top_ids_[rows], top_logprobs_[rows], status_[rows]);
   }
 
+  int64_t free_memory() const { return executor_->free_memory(); }
   int64_t weight_bytes() const { return executor_->decoder().weight_bytes(); }
   int64_t step_weight_bytes() const { return executor_->decoder().step_weight_bytes(); }
   int64_t bytes_per_block() const { return executor_->decoder().bytes_per_block(); }
   int64_t blocks() const { return executor_->decoder().blocks(); }
 
  private:
+#ifdef OARLOCK_CUDA
+  std::unique_ptr<Executor> make_cuda(const py::dict& options, const Limits& limits, const float* rotary,
+                                      const std::string& dtype) const {
+    require(dtype == "bf16" || dtype == "f16", "dtype '", dtype, "' is not one of bf16, f16, which device cuda has");
+    const CudaOptions cuda{dtype == "f16" ? DType::f16 : DType::bf16, option<bool>(options, "batch_invariant"),
+                           option<bool>(options, "graphs")};
+    py::gil_scoped_release released;
+    return make_cuda_executor(config_, limits, rotary, cuda);
+  }
+#else
+  std::unique_ptr<Executor> make_cuda(const py::dict&, const Limits&, const float*, const std::string&) const {
+    throw InvalidArgument(
+        "device 'cuda' is not in this build: install with -C cmake.define.OARLOCK_CUDA=ON, which needs nvcc 13 "
+        "(see docs/kernels-cuda.md)");
+  }
+#endif
+
   ModelConfig config_;
   std::unique_ptr<Executor> executor_;
   py::array token_, logprob_, top_ids_, top_logprobs_, status_;
@@ -172,6 +194,7 @@ void bind_executor(py::module_& module) {
       .def("finish", &PyExecutor::finish, py::arg("blocks"))
       .def("submit", &PyExecutor::submit, py::arg("plan"))
       .def("collect", &PyExecutor::collect)
+      .def_property_readonly("free_memory", &PyExecutor::free_memory)
       .def_property_readonly("weight_bytes", &PyExecutor::weight_bytes)
       .def_property_readonly("step_weight_bytes", &PyExecutor::step_weight_bytes)
       .def_property_readonly("bytes_per_block", &PyExecutor::bytes_per_block)

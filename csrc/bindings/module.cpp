@@ -1,6 +1,8 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/isa.h"
@@ -39,6 +41,13 @@ PYBIND11_MODULE(_C, module) {
   bind_executor(module);
   module.attr("BLOCK_TOKENS") = kBlockTokens;
   module.attr("MAX_TOP_LOGPROBS") = kMaxTopLogprobs;
+  module.def("devices", [] {
+    std::vector<std::string> names = {"cpu"};
+#ifdef OARLOCK_CUDA
+    names.push_back("cuda");
+#endif
+    return names;
+  });
   module.def("isa", [] { return std::string(name_of(selected_isa())); });
   module.def(
       "read_bandwidth",

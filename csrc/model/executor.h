@@ -14,12 +14,15 @@ struct StepResult {
   Sampled sampled;
 };
 
-// submit and collect alternate; a device may run several submitted steps behind. One caller at a time.
+// submit and collect alternate; a device may run several submitted steps behind. One caller at a time. Before the first
+// submit, collect gives the arrays that later results lie in.
 class Executor {
  public:
   virtual ~Executor() = default;
   virtual Decoder& decoder() = 0;
   virtual void finish(int64_t blocks) = 0;
+  // Bytes of device memory that the KV cache may take before finish, the workspace set aside; 0 where it is the host's.
+  virtual int64_t free_memory() const = 0;
   virtual void submit(const Plan& plan) = 0;  // the plan's memory may be reused once this returns
   virtual StepResult collect() = 0;
 };
@@ -27,5 +30,17 @@ class Executor {
 // Runs each step to its end inside submit.
 std::unique_ptr<Executor> make_cpu_executor(const ModelConfig& config, const Limits& limits, const float* rotary, DType dtype,
                                             int threads);
+
+#ifdef OARLOCK_CUDA
+struct CudaOptions {
+  DType dtype = DType::bf16;     // or f16: of activations, weights and KV
+  bool batch_invariant = false;  // a row's result does not depend on its company; prompts are many times slower
+  bool graphs = true;            // replay decode steps as CUDA graphs; off: every kernel is launched by itself, same results
+};
+
+// Runs up to two steps behind. DeviceError when there is no device, when memory ends, or when a step does not come to an end.
+std::unique_ptr<Executor> make_cuda_executor(const ModelConfig& config, const Limits& limits, const float* rotary,
+                                             const CudaOptions& options);
+#endif
 
 }  // namespace oarlock

@@ -28,6 +28,8 @@ class CpuExecutor : public Executor {
     result_.sampled = {token_.data(), logprob_.data(), top_ids_.data(), top_logprobs_.data(), status_.data()};
   }
 
+  int64_t free_memory() const override { return 0; }
+
   void submit(const Plan& plan) override {
     require(decoder_.blocks() > 0, "the model has not been finished");
     check(plan, decoder_.config(), decoder_.limits(), decoder_.blocks());

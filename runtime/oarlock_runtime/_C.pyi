@@ -34,6 +34,10 @@ class Executor:
         """Token, logprob, top ids, top logprobs and status of each sampled row; overwritten by the next submit."""
 
     @property
+    def free_memory(self) -> int:
+        """Bytes of device memory that the KV cache may take, before finish; 0 where it is the host's."""
+
+    @property
     def weight_bytes(self) -> int: ...
     @property
     def step_weight_bytes(self) -> int:
@@ -45,6 +49,9 @@ class Executor:
 
     @property
     def blocks(self) -> int: ...
+
+def devices() -> list[str]:
+    """What a model can run on in this build: cpu, and cuda if it was built in."""
 
 def isa() -> str:
     """The instruction set in use: avx2, avx512, avx512_vnni, avx512_bf16 or amx."""
