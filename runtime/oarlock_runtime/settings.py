@@ -56,12 +56,17 @@ class Settings:
     device: str = _setting(
         "cpu", "what the model runs on", env=("DEVICE",), choices=("cpu", "cuda"), synonyms=(("gpu", "cuda"),)
     )
+    load_format: str = _setting(
+        "auto",
+        "where weights come from: the model's files, or dummy: random ones for a config.json, for benchmarks",
+        choices=("auto", "dummy"),
+    )
     dtype: str = _setting(
         "bf16",
-        "type of activations and of the KV cache",
+        "type of activations and of the KV cache (f32 on a CPU alone, f16 on a GPU alone)",
         env=("DTYPE",),
-        choices=("bf16", "f32"),
-        synonyms=(("bfloat16", "bf16"), ("float32", "f32")),
+        choices=("bf16", "f32", "f16"),
+        synonyms=(("bfloat16", "bf16"), ("float32", "f32"), ("float16", "f16")),
     )
     quantization: str = _setting(
         "auto",
@@ -96,15 +101,20 @@ class Settings:
         high=1 << 24,
     )
     max_batched_tokens: int = _setting(
-        512,
+        0,
         "tokens computed in one step, prefill and decode together (at least max_sequences)",
+        zero="512, or 8192 on a GPU",
         unit="tokens",
-        low=1,
+        low=0,
         high=1 << 20,
     )
     kv_memory: int = _setting(0, "memory of the KV cache", zero="auto", unit="bytes", low=0, high=1 << 46)
     kv_memory_share: float = _setting(
-        0.5, "with kv_memory auto: the share of the memory left beside the weights", low=0.01, high=0.95
+        0.0,
+        "with kv_memory auto: the share of the memory left beside the weights",
+        zero="0.5, or 0.9 on a GPU",
+        low=0,
+        high=0.98,
     )
     kv_blocks: int = _setting(
         0, "KV cache in blocks of 64 tokens, instead of kv_memory", zero="from kv_memory", low=0, high=1 << 26
@@ -113,6 +123,7 @@ class Settings:
     batch_invariant: bool = _setting(
         False, "same tokens for a seed whatever else is in the batch (on a CPU that always holds)"
     )
+    cuda_graphs: bool = _setting(True, "on a GPU, replay decode steps as CUDA graphs")
     queue_limit: int = _setting(
         128, "requests that may wait; more get 429", env=("MAX_CACHED_TASK_NUM",), low=1, high=1 << 20
     )

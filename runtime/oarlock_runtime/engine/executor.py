@@ -17,19 +17,35 @@ from oarlock_runtime.models.loading import LoadProgress, Quantization, load_weig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceDefaults:
+    """What is chosen for a device when nothing is said."""
+
+    batched_tokens: int  # in a step: enough to keep its arithmetic busy
+    kv_memory_share: float  # a GPU's memory is nobody else's
+
+
+DEVICES = {
+    "cpu": DeviceDefaults(batched_tokens=512, kv_memory_share=0.5),
+    "cuda": DeviceDefaults(batched_tokens=8192, kv_memory_share=0.9),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorOptions:
     """How a model is run; sizes of the workspace and of the KV pool. Zeros mean "choose"."""
 
     device: str = "cpu"
-    dtype: str = "bf16"  # of activations and KV: bf16 or f32
+    dtype: str = "bf16"  # of activations and KV: bf16; f32 on a CPU, f16 on a GPU
     quantization: Quantization = "auto"
     threads: int = 0  # 0 = as many as this process may use
     max_sequences: int = 256
     max_context: int = 0  # 0 = the model's
-    max_batched_tokens: int = 512
+    max_batched_tokens: int = 0  # 0 = the device's
     kv_blocks: int = 0  # 0 = from kv_memory
     kv_memory: int = 0  # bytes; 0 = kv_memory_share of the memory that is left beside the weights
-    kv_memory_share: float = 0.5
+    kv_memory_share: float = 0.0  # 0 = the device's
+    batch_invariant: bool = False  # a GPU's tokens for a seed don't depend on what else is in the batch
+    graphs: bool = True  # a GPU replays decode steps as graphs; the same results without
 
 
 class CoreExecutor:
@@ -56,6 +72,11 @@ def usable_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def batched_tokens(device: str, wanted: int, max_sequences: int) -> int:
+    """Tokens of a step: as wanted, else the device's; every running sequence can take one."""
+    return max(wanted or DEVICES[device].batched_tokens, max_sequences)
+
+
 def load_executor(
     checkpoint: Checkpoint, options: ExecutorOptions, progress: Callable[[LoadProgress], None] | None = None
 ) -> CoreExecutor:
@@ -67,34 +88,39 @@ def load_executor(
         )
     max_context = options.max_context or spec.max_context
     blocks_per_sequence = -(-max_context // BLOCK_TOKENS)
-    max_rows = options.max_batched_tokens
+    max_rows = batched_tokens(options.device, options.max_batched_tokens, options.max_sequences)
     core = _C.Executor(
         spec.executor_config(max_context)
         | {
             "device": options.device,
             "dtype": options.dtype,
             "threads": options.threads or usable_threads(),
-            "max_tokens": options.max_batched_tokens,
+            "max_tokens": max_rows,
             "max_sequences": options.max_sequences,
             "max_rows": max_rows,
             "max_blocks_per_sequence": blocks_per_sequence,
+            "batch_invariant": options.batch_invariant,
+            "graphs": options.graphs,
         }
     )
     load_weights(checkpoint, core, options.quantization, options.dtype, progress)
-    core.finish(_kv_blocks(options, core.bytes_per_block, blocks_per_sequence, checkpoint.path))
+    free = available_memory() if options.device == "cpu" else core.free_memory
+    core.finish(_kv_blocks(options, free, core.bytes_per_block, blocks_per_sequence, checkpoint.path))
     return CoreExecutor(core, max_context, max_rows)
 
 
-def _kv_blocks(options: ExecutorOptions, bytes_per_block: int, blocks_per_sequence: int, path: Path) -> int:
-    """Blocks of the KV pool: as asked for, else what memory allows, never more than all sequences could fill.
+def _kv_blocks(
+    options: ExecutorOptions, available: int, bytes_per_block: int, blocks_per_sequence: int, path: Path
+) -> int:
+    """Blocks of the KV pool: as asked for, else what `available` bytes allow, never more than all sequences could fill.
 
-    A pool that the machine can't hold is refused now: its pages are taken as they are used, so that the kernel would
-    kill the engine in the middle of its work.
+    A pool that the machine can't hold is refused now: a CPU's pages are taken as they are used, so that the kernel
+    would kill the engine in the middle of its work.
     """
-    available = available_memory()
-    memory = options.kv_memory or int(available * options.kv_memory_share)
+    share = options.kv_memory_share or DEVICES[options.device].kv_memory_share
+    memory = options.kv_memory or int(available * share)
     blocks = options.kv_blocks or min(memory // bytes_per_block, options.max_sequences * blocks_per_sequence)
-    if options.device == "cpu" and blocks * bytes_per_block > available:
+    if blocks * bytes_per_block > available:
         name = "kv_blocks" if options.kv_blocks else "kv_memory"
         raise SettingError(
             f"{name} asks for a KV cache of {blocks * bytes_per_block >> 20} MiB; {available >> 20} MiB are free"

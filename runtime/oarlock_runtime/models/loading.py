@@ -20,7 +20,7 @@ Quantization = Literal["auto", "f32", "bf16", "int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
 # Bytes that the core needs for 32 weights, in each form that it holds.
-HELD_BYTES = {"f32": 4 * BLOCK, "bf16": 2 * BLOCK, "int8": 34, "int4": 20}
+HELD_BYTES = {"f32": 4 * BLOCK, "bf16": 2 * BLOCK, "f16": 2 * BLOCK, "int8": 34, "int4": 20}
 
 
 class WeightSink(Protocol):
@@ -43,7 +43,7 @@ class WeightGroup:
     """Tensors that the core takes as one weight, stacked along their output rows.
 
     `format` is what the executor is asked for ("keep" = the file's own bits), `held` what that comes to: f32, bf16,
-    int8 or int4.
+    f16, int8 or int4. A GPU expands what it keeps to its compute type.
     """
 
     name: str
@@ -71,7 +71,7 @@ def load_plan(checkpoint: Checkpoint, quantization: Quantization = "auto", dtype
     """The weights the executor takes, in order, and as what each is held.
 
     quantization "auto" keeps a GGUF's own 8 and 4 bits and holds all else in `dtype`, the executor's compute type
-    (bf16 or f32); int8 and int4 leave what can't be cut into groups of 32 in `dtype` too.
+    (bf16, f16 or f32); int8 and int4 leave what can't be cut into groups of 32 in `dtype` too.
     """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization {quantization!r} is not one of {', '.join(QUANTIZATIONS)}")

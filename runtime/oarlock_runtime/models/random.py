@@ -39,6 +39,19 @@ DENSE_DTYPES = tuple(DENSE)
 GGUF_DTYPES = (*DENSE, *BLOCK_BYTES)
 
 
+def tensor_scale(spec: ModelSpec, name: str, shape: tuple[int, ...]) -> float:
+    """The standard deviation of the values of a matrix or a bias."""
+    leaf = name.rpartition(".")[2]
+    scale = 1.0 / math.sqrt(shape[-1])
+    if leaf.endswith("_bias"):
+        return NORM_SPREAD
+    if leaf in ("o", "down"):
+        return scale / math.sqrt(2 * spec.layers)
+    if leaf == "lm_head" or (leaf == "embed" and spec.tied_embeddings):
+        return scale * LOGIT_SCALE
+    return 1.0 if leaf == "embed" else scale
+
+
 def random_tensor(spec: ModelSpec, name: str, seed: int) -> Iterator[Floats]:
     """The values of one tensor in slabs of whole rows; vectors in one piece."""
     shape = tensor_shapes(spec)[name]
@@ -47,15 +60,7 @@ def random_tensor(spec: ModelSpec, name: str, seed: int) -> Iterator[Floats]:
     if leaf.endswith("norm"):
         yield 1.0 + NORM_SPREAD * draw.standard_normal(shape, np.float32)
         return
-    scale = 1.0 / math.sqrt(shape[-1])
-    if leaf.endswith("_bias"):
-        scale = NORM_SPREAD
-    elif leaf in ("o", "down"):
-        scale /= math.sqrt(2 * spec.layers)
-    elif leaf == "lm_head" or (leaf == "embed" and spec.tied_embeddings):
-        scale *= LOGIT_SCALE
-    elif leaf == "embed":
-        scale = 1.0
+    scale = tensor_scale(spec, name, shape)
     step = shape[0] if len(shape) == 1 else max(1, SLAB // shape[1])
     for start in range(0, shape[0], step):
         rows = (min(step, shape[0] - start), *shape[1:])

@@ -17,12 +17,19 @@ import msgspec
 
 from oarlock_runtime.engine.config import EngineConfig
 from oarlock_runtime.engine.engine import Engine
-from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor, usable_threads
+from oarlock_runtime.engine.executor import (
+    CoreExecutor,
+    ExecutorOptions,
+    batched_tokens,
+    load_executor,
+    usable_threads,
+)
 from oarlock_runtime.engine.request import TokenFilter
 from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.messages import AbortRequests, AddRequest, EngineReady
 from oarlock_runtime.ipc.sockets import IDLE_SECONDS, EngineSocket, request_of
 from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
+from oarlock_runtime.models.dummy import open_dummy
 from oarlock_runtime.models.loading import LoadProgress
 from oarlock_runtime.models.tokenizer import load_tokenizer
 from oarlock_runtime.server.control import Control
@@ -38,13 +45,13 @@ GRAMMARS_SECONDS = 5.0  # for the tables of the vocabulary, which a request may 
 
 
 def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = open_dummy(settings.model) if settings.load_format == "dummy" else open_checkpoint(settings.model)
     executor = _load(checkpoint, settings, control)
     config = EngineConfig(
         vocab=checkpoint.spec.vocab,
         max_context=executor.max_context,
         max_sequences=settings.max_sequences,
-        max_batched_tokens=_batched_tokens(settings),
+        max_batched_tokens=batched_tokens(settings.device, settings.max_batched_tokens, settings.max_sequences),
         max_rows=executor.max_rows,
         blocks=executor.blocks,
         max_waiting=settings.queue_limit,
@@ -102,11 +109,6 @@ def _schema_compiler(model: str, config: EngineConfig) -> Callable[[str], TokenF
     return compile_schema
 
 
-def _batched_tokens(settings: Settings) -> int:
-    """Every running sequence can take a token in each step."""
-    return max(settings.max_batched_tokens, settings.max_sequences)
-
-
 def _load(checkpoint: Checkpoint, settings: Settings, control: Control) -> CoreExecutor:
     def report(progress: LoadProgress) -> None:
         control.send("loading", what="loading weights", share=progress.done / max(progress.total, 1))
@@ -118,10 +120,12 @@ def _load(checkpoint: Checkpoint, settings: Settings, control: Control) -> CoreE
         threads=settings.threads or usable_threads(),
         max_sequences=settings.max_sequences,
         max_context=settings.max_context,
-        max_batched_tokens=_batched_tokens(settings),
+        max_batched_tokens=settings.max_batched_tokens,
         kv_blocks=settings.kv_blocks,
         kv_memory=settings.kv_memory,
         kv_memory_share=settings.kv_memory_share,
+        batch_invariant=settings.batch_invariant,
+        graphs=settings.cuda_graphs,
     )
     try:
         return load_executor(checkpoint, options, report)

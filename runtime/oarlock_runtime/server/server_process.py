@@ -16,6 +16,7 @@ import uvloop
 
 from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.client import EngineClient
+from oarlock_runtime.models.dummy import dummy_tokenizer
 from oarlock_runtime.models.tokenizer import Tokenizer, load_tokenizer
 from oarlock_runtime.server.control import Control
 from oarlock_runtime.server.http.app import build_app
@@ -75,7 +76,7 @@ class _ServerProcess:
     async def _open(self) -> None:
         """Loads the tokenizer, waits for the engine, opens the service; ends when the engine is lost."""
         tokenizer, engine = await asyncio.gather(
-            asyncio.to_thread(_load_tokenizer, self._settings.model),
+            asyncio.to_thread(_load_tokenizer, self._settings),
             self._client.connect(self._settings.start_timeout),
         )
         self._service.open(tokenizer, engine)
@@ -114,8 +115,9 @@ class _ServerProcess:
         self._control.send("idle")
 
 
-def _load_tokenizer(model: str) -> Tokenizer:
-    tokenizer = load_tokenizer(model)
+def _load_tokenizer(settings: Settings) -> Tokenizer:
+    load = dummy_tokenizer if settings.load_format == "dummy" else load_tokenizer
+    tokenizer = load(settings.model)
     with contextlib.suppress(RequestError):  # compiles the template now, not with the first request
         tokenizer.render_chat([{"role": "user", "content": ""}])
     return tokenizer

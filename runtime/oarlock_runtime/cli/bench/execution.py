@@ -8,14 +8,26 @@ from oarlock_runtime.models.loading import QUANTIZATIONS, Quantization
 
 
 def execution_flags(flags: argparse._ActionsContainer) -> None:
-    """Adds --quantization (a list), --dtype and --threads to a parser or a group of it."""
+    """Adds --quantization (a list), --device, --dtype and the like to a parser or a group of it."""
     flags.add_argument(
         "--quantization",
         type=quantizations,
         default=["auto"],
         help=f"how weights are held, one or several: {','.join(QUANTIZATIONS)} (default auto)",
     )
-    flags.add_argument("--dtype", choices=("bf16", "f32"), default="bf16", help="of activations and KV (default bf16)")
+    flags.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the model runs on (default cpu)")
+    flags.add_argument(
+        "--load-format",
+        choices=("auto", "dummy"),
+        default="auto",
+        help="dummy: random weights, for a config.json or one of the presets of `oarlock model random`",
+    )
+    flags.add_argument(
+        "--dtype", choices=("bf16", "f32", "f16"), default="bf16", help="of activations and KV (default bf16)"
+    )
+    flags.add_argument(
+        "--no-graphs", action="store_true", help="on a GPU, launch every kernel of a decode step by itself"
+    )
     flags.add_argument("--threads", type=integer(0, 1024), default=0, help="default: one for each core")
 
 

@@ -7,6 +7,7 @@ from oarlock_runtime.cli.terminal import progress
 from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
 from oarlock_runtime.engine.plan import BLOCK_TOKENS
 from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
+from oarlock_runtime.models.dummy import open_dummy
 from oarlock_runtime.models.loading import LoadProgress, Quantization
 
 
@@ -21,12 +22,14 @@ def load(
 ) -> CoreExecutor:
     """The model with a KV pool for `sequences` of `context` tokens, and steps of up to `step_tokens` tokens."""
     options = ExecutorOptions(
+        device=flags.device,
         dtype=flags.dtype,
         quantization=quantization,
         threads=flags.threads,
         max_sequences=sequences,
         max_context=min(context, checkpoint.spec.max_context),
         max_batched_tokens=max(step_tokens, sequences),
+        graphs=not flags.no_graphs,
         kv_blocks=sequences * -(-context // BLOCK_TOKENS),
     )
     with progress(f"loading {Path(checkpoint.path).name}", in_bytes=True) as shown:
@@ -37,8 +40,10 @@ def load(
         return load_executor(checkpoint, options, tell)
 
 
-def checkpoint_of(uri: str) -> Checkpoint:
-    """Opens a model given as a path or URI, downloading it first if need be."""
+def checkpoint_of(uri: str, load_format: str = "auto") -> Checkpoint:
+    """Opens a model given as a path or URI, downloading it first if need be; dummy: as a config.json or a preset."""
     from oarlock_runtime.cli.download import local_path
 
+    if load_format == "dummy":
+        return open_dummy(uri)
     return open_checkpoint(local_path(uri))

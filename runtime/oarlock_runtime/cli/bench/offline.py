@@ -19,12 +19,11 @@ from oarlock_runtime.cli.dispatch import UsageError
 from oarlock_runtime.cli.terminal import progress
 from oarlock_runtime.engine.config import EngineConfig
 from oarlock_runtime.engine.engine import Engine
+from oarlock_runtime.engine.executor import batched_tokens
 from oarlock_runtime.engine.request import Finish, Request
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.models.checkpoint import Checkpoint
 from oarlock_runtime.models.loading import Quantization
-
-STEP_TOKENS = 512  # in one step, as `oarlock serve` has it
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Run:
 
 def measure_model(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures every load on the model of --model; results in the shape that serving.show takes."""
-    checkpoint = checkpoint_of(flags.model)
+    checkpoint = checkpoint_of(flags.model, flags.load_format)
     workload = workload_of(flags)
     longest = workload.prefix + (workload.input + workload.output) * (LONGEST_SPREAD if workload.spread else 1)
     if longest > checkpoint.spec.max_context:
@@ -131,7 +130,7 @@ def make_engine(
 ) -> Engine:
     """An engine with a KV pool in which every load fits without preemption."""
     sequences = max(count if offered.rate else offered.concurrency for offered, count in loads)
-    step_tokens = max(STEP_TOKENS, sequences)
+    step_tokens = batched_tokens(flags.device, 0, sequences)  # as `oarlock serve` has it
     executor = load(checkpoint, flags, quantization, sequences=sequences, context=longest, step_tokens=step_tokens)
     config = EngineConfig(
         vocab=checkpoint.spec.vocab,

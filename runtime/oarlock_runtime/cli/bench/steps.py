@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from oarlock_runtime import _C
-from oarlock_runtime.cli.arguments import Parser, integer, integers
+from oarlock_runtime.cli.arguments import Parser, integer, integers, number
 from oarlock_runtime.cli.bench.execution import execution_flags
 from oarlock_runtime.cli.bench.floor import prefill_operations
 from oarlock_runtime.cli.bench.inprocess import checkpoint_of, load
@@ -80,13 +80,19 @@ class DecodeFigures:
 
 
 def measure_decode(
-    executor: CoreExecutor, vocab: int, quantization: str, batch: int, context: int, steps: int
+    executor: CoreExecutor,
+    vocab: int,
+    quantization: str,
+    batch: int,
+    context: int,
+    steps: int,
+    bandwidth: float = 0,
 ) -> DecodeFigures:
     """Decode steps, with the read bandwidth measured before and after: it drifts with the machine's neighbours."""
     threads = usable_threads()
-    before = _C.read_bandwidth(threads, BANDWIDTH_SECONDS)
+    before = bandwidth or _C.read_bandwidth(threads, BANDWIDTH_SECONDS)
     step = statistics.median(time_steps(executor, step_plan(vocab, batch, 1, context), steps))
-    bandwidth = max(before, _C.read_bandwidth(threads, BANDWIDTH_SECONDS))
+    bandwidth = bandwidth or max(before, _C.read_bandwidth(threads, BANDWIDTH_SECONDS))
     read = executor.step_weight_bytes + batch * context * executor.bytes_per_block / BLOCK_TOKENS
     return DecodeFigures(quantization, batch, context, step, read / bandwidth)
 
@@ -107,13 +113,14 @@ class PrefillFigures:
 
 
 def measure_prefill(
-    executor: CoreExecutor, checkpoint: Checkpoint, quantization: str, tokens: int, repeats: int
+    executor: CoreExecutor, checkpoint: Checkpoint, quantization: str, tokens: int, repeats: int, limit: float = 0
 ) -> PrefillFigures:
     """A prompt of `tokens` tokens; the rate that it is compared with is bf16's, whatever the weights are held in."""
-    limit = _C.matrix_rate("bf16", usable_threads(), RATE_SECONDS)
+    given = limit
+    limit = given or _C.matrix_rate("bf16", usable_threads(), RATE_SECONDS)
     plan = step_plan(checkpoint.spec.vocab, 1, tokens, tokens)
     seconds = statistics.median(time_steps(executor, plan, repeats))
-    limit = max(limit, _C.matrix_rate("bf16", usable_threads(), RATE_SECONDS))
+    limit = given or max(limit, _C.matrix_rate("bf16", usable_threads(), RATE_SECONDS))
     return PrefillFigures(quantization, tokens, seconds, prefill_operations(checkpoint.spec, tokens), limit)
 
 
@@ -159,7 +166,15 @@ def run_decode(flags: argparse.Namespace, checkpoint: Checkpoint) -> list[Decode
         executor = load(checkpoint, flags, quantization, sequences=largest, context=flags.context, step_tokens=largest)
         for batch in flags.batch:
             measured.append(
-                measure_decode(executor, checkpoint.spec.vocab, quantization, batch, flags.context, flags.steps)
+                measure_decode(
+                    executor,
+                    checkpoint.spec.vocab,
+                    quantization,
+                    batch,
+                    flags.context,
+                    flags.steps,
+                    flags.bandwidth * 1e9,
+                )
             )
     return measured
 
@@ -171,7 +186,9 @@ def run_prefill(flags: argparse.Namespace, checkpoint: Checkpoint) -> list[Prefi
         longest = max(flags.tokens)
         executor = load(checkpoint, flags, quantization, sequences=1, context=longest, step_tokens=longest)
         for tokens in flags.tokens:
-            measured.append(measure_prefill(executor, checkpoint, quantization, tokens, flags.repeats))
+            measured.append(
+                measure_prefill(executor, checkpoint, quantization, tokens, flags.repeats, flags.rate * 1e12)
+            )
     return measured
 
 
@@ -186,9 +203,13 @@ def parser(name: str) -> Parser:
     if name == "decode":
         flags.add_argument("--batch", type=integers(1, 4096), default=[1, 8, 32], help="sequences (default 1,8,32)")
         flags.add_argument("--context", type=integer(1), default=256, help="tokens of each sequence (default 256)")
+        flags.add_argument(
+            "--bandwidth", type=number(0), default=0.0, help="read GB/s of a GPU, for the floor; a CPU's is measured"
+        )
         flags.add_argument("--steps", type=integer(1, 9999), default=41, help="timed steps (default 41)")
     else:
         flags.add_argument("--tokens", type=integers(1), default=[128, 1024], help="lengths (default 128,1024)")
+        flags.add_argument("--rate", type=number(0), default=0.0, help="bf16 TFLOP/s of a GPU; a CPU's is measured")
         flags.add_argument("--repeats", type=integer(1, 999), default=7, help="timed steps (default 7)")
     flags.add_argument("--json", default="", metavar="FILE", help="write the figures to a file")
     return flags
@@ -197,7 +218,7 @@ def parser(name: str) -> Parser:
 def run(arguments: list[str]) -> int:
     name = arguments[0]
     flags = parser(name).read(arguments[1:])
-    checkpoint = checkpoint_of(flags.model)
+    checkpoint = checkpoint_of(flags.model, flags.load_format)
     say(f"{usable_threads()} cores, {_C.isa()}")
     plain: list[dict[str, Any]]
     if name == "decode":
