@@ -142,7 +142,7 @@ class Settings:
 
     # Limits on a request
     request_timeout: float = _setting(600.0, "longest life of a request", unit="seconds", low=1, high=86400)
-    body_limit: int = _setting(16 << 20, "largest request body", unit="bytes", low=1 << 10, high=1 << 30)
+    body_limit: int = _setting(4 << 20, "largest request body", unit="bytes", low=1 << 10, high=1 << 30)
     max_n: int = _setting(16, "highest n of a request", low=1, high=1024)
     max_prompts: int = _setting(128, "prompts in one call", low=1, high=4096)
     slow_reader_seconds: float = _setting(

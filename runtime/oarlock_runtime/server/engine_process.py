@@ -29,7 +29,7 @@ from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.messages import AbortRequests, AddRequest, EngineReady
 from oarlock_runtime.ipc.sockets import IDLE_SECONDS, EngineSocket, request_of
 from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
-from oarlock_runtime.models.dummy import open_dummy
+from oarlock_runtime.models.dummy import dummy_tokenizer, open_dummy
 from oarlock_runtime.models.loading import LoadProgress
 from oarlock_runtime.models.tokenizer import load_tokenizer
 from oarlock_runtime.server.control import Control
@@ -60,7 +60,7 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         step_weight_bytes=executor.step_weight_bytes,
         bytes_per_block=executor.bytes_per_block,
     )
-    engine = Engine(executor, config, _schema_compiler(settings.model, config))
+    engine = Engine(executor, config, _schema_compiler(settings, config))
     ready = EngineReady(
         pid=os.getpid(),
         model=settings.model_name,
@@ -86,13 +86,13 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
             raise
 
 
-def _schema_compiler(model: str, config: EngineConfig) -> Callable[[str], TokenFilter]:
+def _schema_compiler(settings: Settings, config: EngineConfig) -> Callable[[str], TokenFilter]:
     """Makes the filters of JSON schemas; its tables are made beside the first steps, so that no start waits."""
 
     def load() -> "Grammars":
         from oarlock_runtime.engine.grammar import Grammars
 
-        tokenizer = load_tokenizer(model)
+        tokenizer = (dummy_tokenizer if settings.load_format == "dummy" else load_tokenizer)(settings.model)
         return Grammars(tokenizer, config.vocab, list(dict.fromkeys(config.eos_ids + tokenizer.eos_ids)))
 
     loading = ThreadPoolExecutor(1, "grammars").submit(load)

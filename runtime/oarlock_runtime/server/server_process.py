@@ -6,6 +6,7 @@ and goes on without a pause until the supervisor says drain, then stop.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from pathlib import Path
@@ -79,6 +80,9 @@ class _ServerProcess:
             asyncio.to_thread(_load_tokenizer, self._settings),
             self._client.connect(self._settings.start_timeout),
         )
+        # What is loaded stays; and a body of a million small lists must not be walked over and over while it is read.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
         self._service.open(tokenizer, engine)
         self._control.send("ready")
         reason = await asyncio.shield(self._client.closed)
