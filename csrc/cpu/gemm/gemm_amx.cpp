@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kTile = 1024;     // bytes
 constexpr int kTileK = 32;          // elements of k in a tile
+constexpr int64_t kTilesAhead = 4;  // of quantized weights, drawn from memory while others are expanded
 constexpr int64_t kMostTiles = 64;  // along k in one go: two panels of them, and 256 rows of x, fit the L2 cache
 
 // Tiles 0-3 accumulate, 4 and 5 hold rows of x, 6 and 7 panels. `rows` is 16, or the height of a single, shorter block.
@@ -96,17 +97,10 @@ template <int kPanels>
 void one_block(const Strip& s) {
   constexpr int kRowBytes = 256;
   const uint8_t *x = s.x, *w = s.w;
-  if (s.fresh) {
-    _tile_zero(0);
-    if (kPanels > 1) _tile_zero(1);
-    if (kPanels > 2) _tile_zero(2);
-    if (kPanels > 3) _tile_zero(3);
-  } else {
-    _tile_loadd(0, s.c, kRowBytes);
-    if (kPanels > 1) _tile_loadd(1, s.c + 16, kRowBytes);
-    if (kPanels > 2) _tile_loadd(2, s.c + 32, kRowBytes);
-    if (kPanels > 3) _tile_loadd(3, s.c + 48, kRowBytes);
-  }
+  _tile_zero(0);
+  if (kPanels > 1) _tile_zero(1);
+  if (kPanels > 2) _tile_zero(2);
+  if (kPanels > 3) _tile_zero(3);
   for (int64_t tile = 0; tile < s.tiles; ++tile, x += kTile, w += kTile) {
     _tile_loadd(4, x, 64);
     _tile_loadd(6, w, 64);
@@ -190,38 +184,92 @@ void tile_rows(const Prepare& job, int64_t first, int64_t last) {
 
 enum class Format { bf16, int8, int4 };
 
-// Tiles [first, first + count) of a panel in bf16.
+// One tile of a panel in bf16. With kDraw, one further on is drawn from memory: an expansion keeps the processor too busy to
+// run that far ahead by itself.
+template <Format kFormat, bool kDraw>
+OARLOCK_INLINE void expand_tile(const Product& job, __m256h shift, int panel, int64_t tile, uint8_t* to) {
+  const uint8_t* from = job.weights + panel * job.panel_bytes;
+  if (kFormat == Format::int8) expand_int8(group_view<false>(from, tile), shift, to);
+  if (kFormat == Format::int4) expand_int4(group_view<true>(from, tile), shift, to);
+  if (!kDraw) return;
+  constexpr int64_t kBytes = (kFormat == Format::int8 ? kInt8Record : kInt4Record) / 2;
+  const uint8_t* next = from + (tile + kTilesAhead) * kBytes;
+#pragma GCC unroll 9
+  for (int64_t at = 0; at < kBytes; at += 64) _mm_prefetch(next + at, _MM_HINT_T0);
+}
+
+// Tiles [first, first + count) of a panel.
 template <Format kFormat>
 void expand(const Product& job, int panel, int64_t first, int64_t count, uint8_t* to) {
   __m256h shift = _mm256_set1_ph(_Float16(job.shift));
-  for (int64_t tile = first; tile < first + count; ++tile, to += kTile) {
-    if (kFormat == Format::int8) expand_int8(group_view<false>(job.weights + panel * job.panel_bytes, tile), shift, to);
-    if (kFormat == Format::int4) expand_int4(group_view<true>(job.weights + panel * job.panel_bytes, tile), shift, to);
+  for (int64_t tile = first; tile < first + count; ++tile, to += kTile)
+    expand_tile<kFormat, false>(job, shift, panel, tile, to);
+}
+
+// Up to 16 rows by up to four quantized panels, a step of k at a time: this step's tiles are expanded while the ones before
+// are multiplied.
+template <Format kFormat, int kPanels>
+void expanding_block(const Product& job, int first_panel) {
+  constexpr int kRowBytes = 256;
+  const __m256h shift = _mm256_set1_ph(_Float16(job.shift));
+  const int64_t tiles = job.x->k / kTileK;
+  const uint8_t* x = job.x->data + job.row0 * job.x->stride;
+  _tile_zero(0);
+  if (kPanels > 1) _tile_zero(1);
+  if (kPanels > 2) _tile_zero(2);
+  if (kPanels > 3) _tile_zero(3);
+  for (int64_t tile = 0; tile <= tiles; ++tile) {
+    if (tile < tiles) {
+      uint8_t* to = job.scratch + tile % 2 * (kPanels * kTile);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) expand_tile<kFormat, true>(job, shift, first_panel + p, tile, to + p * kTile);
+    }
+    if (tile == 0) continue;
+    const uint8_t* w = job.scratch + (tile - 1) % 2 * (kPanels * kTile);
+    _tile_loadd(4, x + (tile - 1) * kTile, 64);
+    _tile_loadd(6, w, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kPanels > 1) {
+      _tile_loadd(7, w + kTile, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (kPanels > 2) {
+      _tile_loadd(6, w + 2 * kTile, 64);
+      _tile_dpbf16ps(2, 4, 6);
+    }
+    if (kPanels > 3) {
+      _tile_loadd(7, w + 3 * kTile, 64);
+      _tile_dpbf16ps(3, 4, 7);
+    }
   }
+  _tile_stored(0, job.c, kRowBytes);
+  if (kPanels > 1) _tile_stored(1, job.c + 16, kRowBytes);
+  if (kPanels > 2) _tile_stored(2, job.c + 32, kRowBytes);
+  if (kPanels > 3) _tile_stored(3, job.c + 48, kRowBytes);
 }
 
 // Up to 16 rows: the time to read the weights. Four panels at once, since several streams read faster than one.
 template <Format kFormat>
 void few_rows(const Product& job) {
-  constexpr int64_t kFew = 4;  // tiles expanded at once
-  int64_t tiles = job.x->k / kTileK, chunk = kFormat == Format::bf16 ? tiles : kFew;
   for (int panel = 0; panel < job.panels; panel += kMaxPanels) {
     int width = job.panels - panel < kMaxPanels ? job.panels - panel : kMaxPanels;
-    Strip s;
-    s.block = 0;
-    s.c = job.c;
-    s.panel = kFormat == Format::bf16 ? job.panel_bytes : chunk * kTile;
-    for (int64_t first = 0; first < tiles; first += chunk) {
-      s.tiles = tiles - first < chunk ? tiles - first : chunk;
-      s.x = job.x->data + job.row0 * job.x->stride + first * kTile;
-      s.w = kFormat == Format::bf16 ? job.weights + panel * job.panel_bytes + first * kTile : job.scratch;
-      s.fresh = first == 0;
-      if (kFormat != Format::bf16)
-        for (int i = 0; i < width; ++i) expand<kFormat>(job, panel + i, first, s.tiles, job.scratch + i * s.panel);
+    if (kFormat == Format::bf16) {
+      Strip s;
+      s.x = job.x->data + job.row0 * job.x->stride;
+      s.block = 0;
+      s.w = job.weights + panel * job.panel_bytes;
+      s.panel = job.panel_bytes;
+      s.tiles = job.x->k / kTileK;
+      s.c = job.c;
       if (width == 4) one_block<4>(s);
       if (width == 3) one_block<3>(s);
       if (width == 2) one_block<2>(s);
       if (width == 1) one_block<1>(s);
+    } else {
+      if (width == 4) expanding_block<kFormat, 4>(job, panel);
+      if (width == 3) expanding_block<kFormat, 3>(job, panel);
+      if (width == 2) expanding_block<kFormat, 2>(job, panel);
+      if (width == 1) expanding_block<kFormat, 1>(job, panel);
     }
     finish(job, 0, job.rows, panel, width, job.c, 64);
   }
