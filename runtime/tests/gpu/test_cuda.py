@@ -1,0 +1,210 @@
+"""The CUDA executor against the CPU's, and against itself: graphs or none, alone or in company, two steps on their way.
+
+`make gpu-test` runs these on a machine with a GPU; elsewhere they are skipped.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.forcing import forced_plan
+from support.prompts import forced_texts
+from support.tiny import FAMILIES, tiny_checkpoint
+
+from oarlock_runtime import _C
+from oarlock_runtime.cli.bench.steps import step_plan
+from oarlock_runtime.engine import kv_cache
+from oarlock_runtime.engine.config import EngineConfig
+from oarlock_runtime.engine.engine import Engine
+from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
+from oarlock_runtime.engine.plan import StepPlan, StepResult
+from oarlock_runtime.engine.request import Request
+from oarlock_runtime.engine.sampling import SamplingParams
+from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
+from oarlock_runtime.models.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.skipif("cuda" not in _C.devices(), reason="this build has no device cuda")
+
+REAL_MODEL = os.environ.get("OARLOCK_TEST_MODEL", "")  # SmolLM2-135M-Instruct, as its package ships it
+CUDA = ExecutorOptions(device="cuda", max_sequences=64, max_context=512, max_batched_tokens=512, kv_blocks=512)
+
+
+def tiny(folder: Path, family: str = "qwen3") -> Checkpoint:
+    return tiny_checkpoint(folder, family, head_dim=64)
+
+
+def run(executor: CoreExecutor, plan: StepPlan) -> StepResult:
+    """A step's result, copied."""
+    executor.submit(plan)
+    result = executor.collect()
+    return StepResult(*(getattr(result, name).copy() for name in StepResult.__slots__))
+
+
+def same(left: StepResult, right: StepResult) -> None:
+    for name in ("token", "logprob", "status"):
+        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_follows_the_cpu(tmp_path: Path, family: str, dtype: str) -> None:
+    checkpoint = tiny(tmp_path, family)
+    random = np.random.default_rng(5)
+    texts = [random.integers(0, checkpoint.spec.vocab, count).tolist() for count in (150, 1, 70, 200)]
+    plan = forced_plan(texts)
+    expected = run(load_executor(checkpoint, replace(CUDA, device="cpu", dtype="f32", threads=4)), plan)
+    got = run(load_executor(checkpoint, replace(CUDA, dtype=dtype)), plan)
+    assert not got.status.any()
+    rows = plan.target >= 0 if plan.target is not None else slice(None)
+    assert np.abs(got.logprob - expected.logprob)[rows].max() < 0.2
+    differ = got.top_ids[:, 0] != expected.top_ids[:, 0]
+    assert differ.mean() < 0.1
+
+
+@pytest.mark.skipif(not REAL_MODEL, reason="OARLOCK_TEST_MODEL names no model")
+@pytest.mark.parametrize(("dtype", "margin"), [("bf16", 0.15), ("f16", 0.1)])
+def test_real_weights_pick_the_reference_token(dtype: str, margin: float) -> None:
+    texts = forced_texts(load_tokenizer(REAL_MODEL))
+    executor = load_executor(open_checkpoint(REAL_MODEL), replace(CUDA, dtype=dtype))
+    agreed, rows, largest = 0, 0, 0.0
+    for text in texts:
+        result = run(executor, forced_plan([text.ids]))
+        chosen = slice(text.rows.start, text.rows.stop)
+        agreed += int((result.top_ids[chosen, 0] == text.continuation).sum())
+        rows += len(text.continuation)
+        largest = max(largest, float((result.top_logprobs[chosen, 0] - result.logprob[chosen]).max()))
+    print(f"{dtype}: {agreed} of {rows} tokens; largest margin {largest:.3f} nat")
+    assert agreed >= 0.99 * rows
+    assert largest <= margin
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 31, 33, 64])
+def test_graphs_give_the_same_bits(tmp_path: Path, batch: int) -> None:
+    checkpoint = tiny(tmp_path)
+    plain = load_executor(checkpoint, replace(CUDA, graphs=False, batch_invariant=True))
+    graphs = load_executor(checkpoint, replace(CUDA, batch_invariant=True))
+    random = np.random.default_rng(batch)
+    for context in (1, 90, 400, 200, 130, 500):  # other widths of the tables, and back
+        plan = step_plan(checkpoint.spec.vocab, batch, 1, context)
+        plan.token_ids = random.integers(0, checkpoint.spec.vocab, batch).astype(np.int32)
+        plan.temperature = random.choice([0, 0.9], batch).astype(np.float32)
+        plan.seed = random.integers(0, 1 << 40, batch).astype(np.uint64)
+        plan.top_logprobs = np.full(batch, 3, np.int32)
+        expected = run(plain, plan)
+        for _ in range(3):  # call by call, captured, replayed
+            got = run(graphs, plan)
+            same(got, expected)
+            np.testing.assert_array_equal(got.top_ids[:, :3], expected.top_ids[:, :3])
+
+
+def constrained(plan: StepPlan, vocab: int, seed: int) -> StepPlan:
+    """With penalties, a bias and masks on some of its rows."""
+    random = np.random.default_rng(seed)
+    rows = len(plan.sample_rows)
+
+    def starts(counts: Any) -> Any:
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+
+    seen, biased = random.integers(0, 30, rows), random.integers(0, 5, rows)
+    plan.history_starts, plan.bias_starts = starts(seen), starts(biased)
+    plan.history_ids = np.concatenate([random.permutation(vocab)[:count] for count in seen]).astype(np.int32)
+    plan.history_counts = random.integers(0, 4, seen.sum()).astype(np.int32)
+    plan.repetition_penalty = np.full(rows, 1.3, np.float32)
+    plan.presence_penalty = np.full(rows, 0.5, np.float32)
+    plan.frequency_penalty = np.full(rows, 0.2, np.float32)
+    plan.bias_ids = np.concatenate([random.permutation(vocab)[:count] for count in biased]).astype(np.int32)
+    plan.bias_values = random.normal(0, 3, biased.sum()).astype(np.float32)
+    plan.masks = random.integers(0, 1 << 32, (2, (vocab + 31) // 32)).astype(np.uint32)
+    plan.mask_rows = random.integers(-1, 2, rows).astype(np.int32)
+    return plan
+
+
+def test_penalties_bias_and_masks_in_graphs(tmp_path: Path) -> None:
+    checkpoint = tiny(tmp_path)
+    vocab = checkpoint.spec.vocab
+    plain = load_executor(checkpoint, replace(CUDA, graphs=False))
+    graphs = load_executor(checkpoint, CUDA)
+    for seed, batch in enumerate([3, 3, 3, 20, 20, 20, 3, 20]):
+        plan = step_plan(vocab, batch, 1, 100)
+        expected = run(plain, constrained(plan, vocab, seed))
+        same(run(graphs, plan), expected)
+        same(run(graphs, step_plan(vocab, batch, 1, 100)), run(plain, step_plan(vocab, batch, 1, 100)))
+
+
+def test_two_steps_on_their_way(tmp_path: Path) -> None:
+    checkpoint = tiny(tmp_path)
+    executor = load_executor(checkpoint, CUDA)
+    plans = [step_plan(checkpoint.spec.vocab, batch, 1, 70 + batch) for batch in (5, 5, 17, 5, 17, 17, 5)]
+    expected = [run(executor, plan) for plan in plans]
+    executor.submit(plans[0])
+    for before, after in zip(expected, plans[1:], strict=False):
+        executor.submit(after)
+        same(executor.collect(), before)
+    with pytest.raises(ValueError, match="a third step"):
+        for _ in range(3):
+            executor.submit(plans[0])
+
+
+def generate(executor: CoreExecutor, requests: list[Request], blocks: int) -> dict[int, list[int]]:
+    engine = Engine(
+        executor,
+        EngineConfig(
+            vocab=256,
+            max_context=448,
+            max_sequences=8,
+            max_batched_tokens=96,
+            max_rows=executor.max_rows,
+            blocks=blocks,
+        ),
+    )
+    for request in requests:
+        engine.add(request)
+    found: dict[int, list[int]] = {request.request_id: [] for request in requests}
+    while engine.has_work:
+        output = engine.step()
+        assert output is not None
+        for request_id, token in zip(output.request_ids.tolist(), output.token_ids.tolist(), strict=True):
+            found[request_id].append(token)
+    assert engine.stats().preemptions_total > 0 or blocks > 16
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_crowded_engine_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """With few blocks and preemption, graphs or none: the same tokens each time."""
+    monkeypatch.setattr(kv_cache, "ROOM_BLOCKS", 0)
+    checkpoint = tiny(tmp_path)
+    random = np.random.default_rng(seed)
+    requests = [
+        Request(
+            number,
+            random.integers(0, 256, int(random.integers(1, 200))).astype(np.int32),
+            SamplingParams(
+                max_tokens=int(random.integers(20, 150)),
+                temperature=float(random.choice([0, 0.8])),
+                seed=number,
+                repetition_penalty=float(random.choice([1, 1.2])),
+                ignore_eos=True,
+            ),
+        )
+        for number in range(12)
+    ]
+    small = replace(CUDA, max_context=448, max_sequences=8, max_batched_tokens=96, kv_blocks=12, batch_invariant=True)
+    graphs = load_executor(checkpoint, small)
+    first = generate(graphs, requests, 12)
+    assert all(len(first[request.request_id]) == request.sampling.max_tokens for request in requests)
+    assert generate(graphs, requests, 12) == first
+    assert generate(load_executor(checkpoint, replace(small, graphs=False)), requests, 12) == first
+
+
+def test_what_the_device_lacks_is_refused(tmp_path: Path) -> None:
+    checkpoint = tiny(tmp_path)
+    with pytest.raises(ValueError, match=r"f32.*bf16, f16, which device cuda has"):
+        load_executor(checkpoint, replace(CUDA, dtype="f32"))
+    with pytest.raises(ValueError, match="compute dtype"):
+        load_executor(checkpoint, replace(CUDA, quantization="int8"))
+    with pytest.raises(Exception, match="asks for a KV cache"):
+        load_executor(checkpoint, replace(CUDA, kv_blocks=1 << 28))
