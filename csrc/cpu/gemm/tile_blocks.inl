@@ -1,0 +1,157 @@
+// Blocks of sums in tiles, and what goes on beside their products: drawing in the next weights, writing out finished sums.
+// Included by gemm_amx.cpp.
+#pragma once
+
+#include "cpu/gemm/epilogue.inl"
+
+constexpr int64_t kTile = 1024;  // bytes
+constexpr int kTileK = 32;       // elements of k in a tile
+
+// Tiles 0-3 accumulate, 4 and 5 hold rows of x, 6 and 7 panels. `rows` is 16, or the height of a single, shorter block.
+void configure_tiles(int rows) {
+  struct alignas(64) {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  } config = {};
+  config.palette = 1;
+  for (int tile = 0; tile < 8; ++tile) {
+    config.row_bytes[tile] = 64;
+    config.rows[tile] = uint8_t(tile <= 4 ? rows : 16);
+  }
+  // gcc 12 believes that the instruction reads 8 bytes only, and would drop the stores to the rest.
+  __asm__ volatile("" ::"r"(&config) : "memory");
+  _tile_loadconfig(&config);
+}
+
+// Weights of the next pair of panels, drawn into the L2 cache a few lines with every step: tile loads alone wait for memory.
+struct Ahead {
+  const uint8_t *first = nullptr, *second = nullptr;
+  int lines = 0;  // a step
+
+  Ahead() = default;
+  Ahead(const uint8_t* from, int64_t panel_bytes, int64_t bytes, int64_t steps)
+      : first(from), second(from + panel_bytes), lines(int((bytes / 64 + steps - 1) / steps)) {}
+  void step() {
+    for (int line = 0; line < lines; ++line, first += 64, second += 64) {
+      _mm_prefetch(first, _MM_HINT_T1);
+      _mm_prefetch(second, _MM_HINT_T1);
+    }
+  }
+};
+
+// A block whose sums are complete, written out a few rows with every step of the next block, beside its tile products.
+class Finishing {
+ public:
+  void begin(const Product& job, int row, int rows, int panel, int panels, const float* c, int64_t steps) {
+    job_ = &job;
+    row_ = row;
+    end_ = row + rows;
+    panel_ = panel;
+    panels_ = panels;
+    c_ = c;
+    rows_a_step_ = int((rows + steps - 1) / steps);
+  }
+  void step() {
+    if (row_ < end_) advance(rows_a_step_);
+  }
+  void end() { advance(end_ - row_); }
+
+ private:
+  __attribute__((noinline)) void advance(int rows) {
+    if (rows > end_ - row_) rows = end_ - row_;
+    if (rows <= 0) return;
+    finish(*job_, row_, rows, panel_, panels_, c_, 32);
+    row_ += rows;
+    c_ += rows * 32;
+  }
+
+  const Product* job_ = nullptr;
+  const float* c_ = nullptr;
+  int row_ = 0, end_ = 0, panel_ = 0, panels_ = 0, rows_a_step_ = 0;
+};
+
+// What a micro-kernel multiplies: `tiles` steps of 32 along k, from zero (fresh) or onto c.
+struct Strip {
+  const uint8_t* x;  // first tile of the block of rows
+  int64_t block;     // bytes from a block of 16 rows to the next
+  const uint8_t* w;  // first tile of the first panel
+  int64_t panel;     // bytes from a panel to the next
+  int64_t tiles;
+  bool fresh;
+  float* c;
+};
+
+// Up to 16 rows by up to four panels; c has rows of 64 floats.
+template <int kPanels>
+void one_block(const Strip& s) {
+  constexpr int kRowBytes = 256;
+  const uint8_t *x = s.x, *w = s.w;
+  _tile_zero(0);
+  if (kPanels > 1) _tile_zero(1);
+  if (kPanels > 2) _tile_zero(2);
+  if (kPanels > 3) _tile_zero(3);
+  for (int64_t tile = 0; tile < s.tiles; ++tile, x += kTile, w += kTile) {
+    _tile_loadd(4, x, 64);
+    _tile_loadd(6, w, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kPanels > 1) {
+      _tile_loadd(7, w + s.panel, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (kPanels > 2) {
+      _tile_loadd(6, w + 2 * s.panel, 64);
+      _tile_dpbf16ps(2, 4, 6);
+    }
+    if (kPanels > 3) {
+      _tile_loadd(7, w + 3 * s.panel, 64);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  _tile_stored(0, s.c, kRowBytes);
+  if (kPanels > 1) _tile_stored(1, s.c + 16, kRowBytes);
+  if (kPanels > 2) _tile_stored(2, s.c + 32, kRowBytes);
+  if (kPanels > 3) _tile_stored(3, s.c + 48, kRowBytes);
+}
+
+// 32 rows (kBlocks 2) or 16 by one or two panels; c has rows of 32 floats. x is read past the L1 cache, where the panels
+// then stay for the next rows.
+template <int kBlocks, int kPanels>
+void square(const Strip& s, Ahead& ahead, Finishing& finishing) {
+  constexpr int kRowBytes = 128;
+  const uint8_t *x = s.x, *w = s.w;
+  float* lower = s.c + 16 * 32;
+  Ahead near = ahead;
+  if (s.fresh) {
+    _tile_zero(0);
+    if (kBlocks > 1) _tile_zero(2);
+    if (kPanels > 1) _tile_zero(1);
+    if (kBlocks > 1 && kPanels > 1) _tile_zero(3);
+  } else {
+    _tile_loadd(0, s.c, kRowBytes);
+    if (kBlocks > 1) _tile_loadd(2, lower, kRowBytes);
+    if (kPanels > 1) _tile_loadd(1, s.c + 16, kRowBytes);
+    if (kBlocks > 1 && kPanels > 1) _tile_loadd(3, lower + 16, kRowBytes);
+  }
+  for (int64_t tile = 0; tile < s.tiles; ++tile, x += kTile, w += kTile) {
+    near.step();
+    finishing.step();
+    _tile_stream_loadd(4, x, 64);
+    _tile_loadd(6, w, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kBlocks > 1) {
+      _tile_stream_loadd(5, x + s.block, 64);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if (kPanels > 1) {
+      _tile_loadd(7, w + s.panel, 64);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if (kBlocks > 1 && kPanels > 1) _tile_dpbf16ps(3, 5, 7);
+  }
+  ahead = near;
+  _tile_stored(0, s.c, kRowBytes);
+  if (kBlocks > 1) _tile_stored(2, lower, kRowBytes);
+  if (kPanels > 1) _tile_stored(1, s.c + 16, kRowBytes);
+  if (kBlocks > 1 && kPanels > 1) _tile_stored(3, lower + 16, kRowBytes);
+}
