@@ -178,6 +178,15 @@ struct Checker {
         if (std::memcmp(part.values.data(), whole.values.data() + first * cols, rows * cols * sizeof(float)) != 0)
           fail(c, isa, concat("rows ", first, " to ", first + rows, " alone give other bits"));
       }
+      // A row that is not a number says so, and troubles no other.
+      int64_t poisoned = random() % c.rows;
+      std::vector<float> bad = x;
+      bad[poisoned * c.k + random() % c.k] = std::nanf("");
+      Result spread = run(two, workspace, c, *w, bad, 0, c.rows, with_bias);
+      for (int64_t i = 0; i < cols; ++i)
+        if (!std::isnan(spread.values[poisoned * cols + i])) return fail(c, isa, "NaN in a row of x got lost");
+      std::copy_n(whole.values.begin() + poisoned * cols, cols, spread.values.begin() + poisoned * cols);
+      if (!(spread == whole)) fail(c, isa, "NaN in a row of x changed another row");
       if (w->kernel->input == Input::digits || w->kernel->input == Input::words) {
         for (auto& [other, result] : integers)
           if (!(result == whole)) fail(c, isa, "integer products differ from those of " + other);
