@@ -25,7 +25,6 @@ from oarlock_runtime.ipc.messages import (
     AbortRequests,
     Accepted,
     AddRequest,
-    Draining,
     EngineFailed,
     EngineReady,
     Heartbeat,
@@ -63,7 +62,6 @@ class EngineClient:
         self.closed: asyncio.Future[str] = self._loop.create_future()  # resolved with `dead` when the engine is lost
         self.stats = EngineStats()  # the latest heartbeat's
         self.dead = ""  # why the engine is lost; "" while it isn't
-        self.draining = False  # the engine takes no new requests
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set_hwm(QUEUE_MESSAGES)
@@ -203,8 +201,6 @@ class EngineClient:
             case EngineReady():
                 if not self._ready.done():
                     self._ready.set_result(message)
-            case Draining():
-                self.draining = True
             case EngineFailed():
                 self._lose(message.reason)
 

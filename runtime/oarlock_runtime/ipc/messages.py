@@ -4,7 +4,7 @@ Each is one msgpack frame: an array whose first element is the message's tag. Co
 native byte order (both ends are on one machine). Request ids are the client's own and below 2**40; EngineSocket makes
 them unique among clients.
 Server to engine: Hello, AddRequest, AbortRequests, Ping.
-Engine to server: EngineReady, Accepted, Rejected, Tokens, Heartbeat, Draining, EngineFailed.
+Engine to server: EngineReady, Accepted, Rejected, Tokens, Heartbeat, EngineFailed.
 """
 
 import msgspec
@@ -120,10 +120,6 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag="heartbeat"):
     stats: EngineStats
 
 
-class Draining(msgspec.Struct, frozen=True, array_like=True, tag="draining"):
-    """The engine takes no new requests; running ones go on."""
-
-
 class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     """The engine's last words."""
 
@@ -131,4 +127,4 @@ class EngineFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
 
 
 ToEngine = Hello | AddRequest | AbortRequests | Ping
-ToServer = EngineReady | Accepted | Rejected | Tokens | Heartbeat | Draining | EngineFailed
+ToServer = EngineReady | Accepted | Rejected | Tokens | Heartbeat | EngineFailed

@@ -33,7 +33,6 @@ from oarlock_runtime.ipc.messages import (
     AbortRequests,
     Accepted,
     AddRequest,
-    Draining,
     EngineFailed,
     EngineReady,
     Heartbeat,
@@ -81,7 +80,6 @@ class EngineSocket:
         self._next_number = 1
         self._inbox: list[AddRequest | AbortRequests] = []
         self._last_beat = 0.0
-        self._draining = False
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 
@@ -153,11 +151,6 @@ class EngineSocket:
                 self._drop(client, f"was silent for {SILENCE_SECONDS:g} s")
         self._broadcast(Heartbeat(stats()))
 
-    def drain(self) -> None:
-        """Tells all servers, also those to come, that no new requests are taken."""
-        self._draining = True
-        self._broadcast(Draining())
-
     def fail(self, reason: str) -> None:
         """The engine's last words."""
         self._broadcast(EngineFailed(reason))
@@ -190,8 +183,6 @@ class EngineSocket:
         self._next_number += 1
         self._clients[identity] = self._by_number[client.number] = client
         self._send(client, self._ready)
-        if self._draining:
-            self._send(client, Draining())
 
     def _dismiss(self, identity: bytes) -> None:
         """Answers one whose requests were ended when it was dropped."""

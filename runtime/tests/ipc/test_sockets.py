@@ -176,17 +176,6 @@ def test_an_idle_engine_sleeps_and_wakes_at_once(engine: EngineThread, run_dir: 
     asyncio.run(main())
 
 
-def test_draining_reaches_servers_that_are_there_and_those_to_come(engine: EngineThread, run_dir: Path) -> None:
-    async def main() -> None:
-        async with connected(run_dir) as early:
-            engine.before_step = lambda: engine.socket._draining or engine.socket.drain()
-            await until(lambda: early.draining)
-            async with connected(run_dir) as late:
-                await until(lambda: late.draining)
-
-    asyncio.run(main())
-
-
 @pytest.mark.parametrize("failing", [False, True])
 def test_an_engine_that_dies_is_noticed_with_a_reason(run_dir: Path, failing: bool) -> None:
     process = multiprocessing.get_context("spawn").Process(target=engine_process, args=(str(run_dir), failing))
