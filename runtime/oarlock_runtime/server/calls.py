@@ -35,7 +35,11 @@ class Call:
         self._waiter: asyncio.Future[None] | None = None
 
     async def start(
-        self, client: EngineClient, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]
+        self,
+        client: EngineClient,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[SamplingParams],
+        cache_salt: str = "",
     ) -> None:
         """Hands over a request for each element of `sampling`; consecutive ones share a prompt.
 
@@ -47,7 +51,7 @@ class Call:
             raise self._error
         # The engine answers between two steps; `fail` need not wait for that.
         self._starting = asyncio.gather(
-            *(client.add(list(prompts[choice // each]), params) for choice, params in enumerate(sampling)),
+            *(client.add(list(prompts[choice // each]), params, cache_salt) for choice, params in enumerate(sampling)),
             return_exceptions=True,
         )
         try:

@@ -47,10 +47,12 @@ class ScriptedClient:
         self.fail_after = -1  # tokens after which a request ends with an error
         self.heartbeat_age = 0.0
         self.added: list[tuple[list[int], SamplingParams]] = []
+        self.salts: list[str] = []
         self.running = 0
         self._gone: set[int] = set()
 
-    async def add(self, prompt: list[int], sampling: SamplingParams) -> TokenStream:
+    async def add(self, prompt: list[int], sampling: SamplingParams, cache_salt: str = "") -> TokenStream:
+        self.salts.append(cache_salt)
         await asyncio.sleep(0)
         if self.running >= self.seats:
             raise RequestError("", "full", 429, "queue_full", kind="rate_limit_error", retry_after=3)

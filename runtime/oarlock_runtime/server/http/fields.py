@@ -50,6 +50,7 @@ class GenerationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    cache_salt: str | None = None
     # Hints without effect on the answer
     user: str | None = None
     metadata: dict[str, str] | None = None

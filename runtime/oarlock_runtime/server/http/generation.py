@@ -16,6 +16,7 @@ from oarlock_runtime.server.http.fields import ChatFields, CompletionFields, Gen
 from oarlock_runtime.server.http.stops import MAX_STOP_LENGTH, MAX_STOPS
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for a completion; a chat goes on to the end of the context
+MAX_SALT = 256  # characters
 _CHARACTERS_A_TOKEN = 512  # more than any token's: a text beyond context * this can't fit, and isn't tokenized to see
 _TEMPLATE_OWN = ("self", "messages", "tools", "add_generation_prompt")  # of a chat template's variables
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -60,6 +61,7 @@ class Generation:
     with_usage: bool
     logprobs: int = -1  # alternatives shown with each token; -1 = no log-probabilities
     echo: list[str] = field(default_factory=list)  # the prompts' texts, when they are to be repeated
+    cache_salt: str = ""  # the prompts share cached blocks only with prompts of the same salt
 
 
 def prepare_completion(fields: CompletionFields, tokenizer: Tokenizer, limits: Limits) -> Generation:
@@ -140,6 +142,7 @@ def _generation(
         with_usage=options is not None and bool(options.include_usage),
         logprobs=logprobs,
         echo=echo,
+        cache_salt=_cache_salt(fields.cache_salt or ""),
     )
 
 
@@ -216,6 +219,12 @@ def _message(message: Message, name: str) -> dict[str, str]:
         content = "\n".join(part.text or "" for part in content)
     told = {"role": _ROLES[message.role], "content": content}
     return told if message.name is None else {**told, "name": message.name}
+
+
+def _cache_salt(salt: str) -> str:
+    if len(salt) > MAX_SALT:
+        raise RequestError("cache_salt", f"cache_salt is {len(salt)} characters long; at most {MAX_SALT} are allowed")
+    return salt
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class _Exchange:
         )
         answer = Answer(generation, service.tokenizer, replies if generation.stream else None)
         self._watcher = asyncio.create_task(self._watch(call))
-        await call.start(service.client, generation.prompts, generation.sampling)
+        await call.start(service.client, generation.prompts, generation.sampling, generation.cache_salt)
         if generation.stream:
             await self._stream(call, answer, replies)
         else:

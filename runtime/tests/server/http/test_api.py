@@ -222,6 +222,13 @@ def test_a_response_format_that_cannot_be_had_is_refused(api: ScriptedApi, body:
     assert not api.client.added
 
 
+def test_a_cache_salt_reaches_the_engine(api: ScriptedApi) -> None:
+    for salt in (None, "tenant"):
+        assert post(api, {"prompt": ["a", "b"], "cache_salt": salt}).status_code == 200
+    assert api.client.salts == ["", "", "tenant", "tenant"]
+    assert refused(api, {"prompt": "a", "cache_salt": "x" * 257})["param"] == "cache_salt"
+
+
 def test_head_is_get_without_a_body(api: ScriptedApi) -> None:
     for path, status in (("/health", 200), ("/v1/models", 200), ("/v1/models/none", 404), ("/v1/completions", 405)):
         response = httpx.head(api.url + path, timeout=20)
