@@ -51,6 +51,8 @@ class Finishing {
     panels_ = panels;
     c_ = c;
     rows_a_step_ = int((rows + steps - 1) / steps);
+    plain_ = panels == 2 && job.out_dtype == DType::bf16 && !job.gated && !job.bias && job.unit == 1 &&
+             (panel + 2) * kPanel <= job.cols;
   }
   void step() {
     if (row_ < end_) advance(rows_a_step_);
@@ -61,7 +63,15 @@ class Finishing {
   __attribute__((noinline)) void advance(int rows) {
     if (rows > end_ - row_) rows = end_ - row_;
     if (rows <= 0) return;
-    finish(*job_, row_, rows, panel_, panels_, c_, 32);
+    if (plain_) {
+      uint16_t* out = static_cast<uint16_t*>(job_->out) + row_ * job_->out_stride + panel_ * kPanel;
+      for (int row = 0; row < rows; ++row, out += job_->out_stride) {
+        __m512 low = _mm512_load_ps(c_ + row * 32), high = _mm512_load_ps(c_ + row * 32 + 16);
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      }
+    } else {
+      finish(*job_, row_, rows, panel_, panels_, c_, 32);
+    }
     row_ += rows;
     c_ += rows * 32;
   }
@@ -69,6 +79,7 @@ class Finishing {
   const Product* job_ = nullptr;
   const float* c_ = nullptr;
   int row_ = 0, end_ = 0, panel_ = 0, panels_ = 0, rows_a_step_ = 0;
+  bool plain_ = false;  // no more than rounding to bf16, a cache line a row
 };
 
 // What a micro-kernel multiplies: `tiles` steps of 32 along k, from zero (fresh) or onto c.
