@@ -60,8 +60,11 @@ class Bench:
             ],
         )  # fmt: skip
         self.processes.start(
-            "kwok", [bin_dir() / "kwok", "--kubeconfig", config, "--manage-all-nodes=true", "--enable-crds="]
-        )
+            "kwok", [
+                bin_dir() / "kwok", "--kubeconfig", config, "--manage-all-nodes=true", "--enable-crds=",
+                "--node-lease-duration-seconds=40",  # or its nodes would be taken for dead
+            ]
+        )  # fmt: skip
         crd = yaml.safe_load((ROOT / "crds" / "modeldeployments.yaml").read_text())
         self.request("POST", "apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
         for number in range(nodes):

@@ -17,7 +17,7 @@ from oarlock_operator.decide.decision import decide
 from oarlock_operator.decide.snapshot import Snapshot
 from oarlock_operator.render.settings import RenderSettings
 
-PARALLEL = 32
+PARALLEL = 8  # more would only share the API server; each round would take longer
 RESYNC_SECONDS = 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _ROUND_SECONDS = 60.0
