@@ -1,6 +1,6 @@
 # Every target sets up what it needs first; a second call takes seconds. ARGS are passed on: make run ARGS="--port 8000".
 .DEFAULT_GOAL := help
-.PHONY: help run test check format docs bench setup clean cluster-build cluster-up cluster-down images e2e
+.PHONY: help run test check format docs bench gpu-test gpu-bench setup clean cluster-build cluster-up cluster-down images e2e
 
 PYTHON ?= python3
 ARGS ?=
@@ -17,6 +17,7 @@ help:
 	@echo "make test    set everything up and run all tests, those of the C++ core among them"
 	@echo "make check   lint, formatting, types, layers"
 	@echo "make bench   measure this machine: floor, decode, prefill, serving"
+	@echo "make gpu-test, make gpu-bench: the CUDA engine on this machine's GPU, with the Python at hand and no network"
 	@echo "make format  format the sources     make docs   write docs/settings.md"
 	@echo "make cluster-build, cluster-up, cluster-down: a two-node Kubernetes on this machine; make images, make e2e: tests on it"
 	@echo "make clean   remove what was built and installed here"
@@ -32,6 +33,13 @@ format: setup
 
 docs: setup
 	@.venv/bin/python -m oarlock_runtime.cli.settings_page >docs/settings.md
+
+# With the Python at hand; tools/gpu/build.sh says what it needs.
+gpu-test:
+	@exec tools/gpu/test.sh $(ARGS)
+
+gpu-bench:
+	@exec tools/gpu/bench.sh $(ARGS)
 
 # A real two-node Kubernetes on this machine (root; binaries are built once, outside the checkout), and the tests on it.
 cluster-build:

@@ -1,8 +1,6 @@
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 #include "base/isa.h"
@@ -42,9 +40,10 @@ PYBIND11_MODULE(_C, module) {
   module.attr("BLOCK_TOKENS") = kBlockTokens;
   module.attr("MAX_TOP_LOGPROBS") = kMaxTopLogprobs;
   module.def("devices", [] {
-    std::vector<std::string> names = {"cpu"};
+    py::list names;
+    names.append("cpu");
 #ifdef OARLOCK_CUDA
-    names.push_back("cuda");
+    names.append("cuda");
 #endif
     return names;
   });

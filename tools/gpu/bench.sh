@@ -8,6 +8,6 @@ for shape in "${@:-llama-8b qwen2.5-0.5b}"; do
     common=(--model "$preset" --load-format dummy --device cuda)
     "$python" -m oarlock_runtime.cli bench decode "${common[@]}" --batch 1,32,128,256 --context 512 --bandwidth "${BANDWIDTH:-4625}"
     "$python" -m oarlock_runtime.cli bench prefill "${common[@]}" --tokens 128,1024,8192 --rate "${RATE:-788}"
-    "$python" -m oarlock_runtime.cli bench "${common[@]}" --input 128 --output 128 --concurrency 1024 --requests 1024 --repeats 1
+    "$python" -m oarlock_runtime.cli bench "${common[@]}" --input 128 --output 128 --concurrency 256,1024 --requests 1024 --repeats 1
   done
 done

@@ -1,17 +1,18 @@
 # Sourced by test.sh and bench.sh: builds the core with CUDA into build/gpu-python for the Python at hand and puts the
 # package, that core in it, on PYTHONPATH. Needs cmake, ninja, a C++ compiler and pybind11, and no network.
-#   OARLOCK_PREBUILT  a build folder made elsewhere with -DOARLOCK_CUDA=ON: only the bindings are compiled (20 s)
-#   OARLOCK_CUDA_ROOT the toolkit, where it is neither in Python's packages nor in /usr/local/cuda
+#   PREBUILT          a build folder made elsewhere with -DOARLOCK_CUDA=ON: only the bindings are compiled (20 s)
+#   CUDA_ROOT         the toolkit, where it is neither in Python's packages nor in /usr/local/cuda
 #   PYTHON            default python3
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python3}
 out=build/gpu-python
+mkdir -p build
 options=(-DOARLOCK_CHECKS=OFF "-DPython_EXECUTABLE=$(command -v "$python")")
 options+=("-Dpybind11_DIR=$("$python" -c 'import pybind11; print(pybind11.get_cmake_dir())')")
-[[ -z ${OARLOCK_CUDA_ROOT:-} ]] || options+=("-DOARLOCK_CUDA_ROOT=$OARLOCK_CUDA_ROOT")
-if [[ -n ${OARLOCK_PREBUILT:-} ]]; then
-  options+=("-DOARLOCK_PREBUILT=$(realpath "$OARLOCK_PREBUILT")")
+[[ -z ${CUDA_ROOT:-} ]] || options+=("-DOARLOCK_CUDA_ROOT=$CUDA_ROOT")
+if [[ -n ${PREBUILT:-} ]]; then
+  options+=("-DOARLOCK_PREBUILT=$(realpath "$PREBUILT")")
 else
   options+=(-DOARLOCK_CUDA=ON)
 fi
@@ -23,5 +24,4 @@ cp -r runtime/oarlock_runtime "$out/package/"
 rm -f "$out"/package/oarlock_runtime/_C.*.so
 cp "$out"/csrc/bindings/_C*.so "$out/package/oarlock_runtime/"
 export PYTHONPATH=$PWD/$out/package:$PWD/runtime/tests${PYTHONPATH:+:$PYTHONPATH}
-# The package keeps the settings of other machines' Pythons out; cuBLASLt is found where it was linked.
 "$python" -c 'from oarlock_runtime import _C; assert "cuda" in _C.devices()'

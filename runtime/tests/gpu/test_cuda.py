@@ -28,7 +28,7 @@ from oarlock_runtime.models.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.skipif("cuda" not in _C.devices(), reason="this build has no device cuda")
 
-REAL_MODEL = os.environ.get("OARLOCK_TEST_MODEL", "")  # SmolLM2-135M-Instruct, as its package ships it
+REAL_MODEL = os.environ.get("TEST_MODEL", "")  # SmolLM2-135M-Instruct, as its package ships it
 CUDA = ExecutorOptions(device="cuda", max_sequences=64, max_context=512, max_batched_tokens=512, kv_blocks=512)
 
 
@@ -64,7 +64,7 @@ def test_every_family_follows_the_cpu(tmp_path: Path, family: str, dtype: str) -
     assert differ.mean() < 0.1
 
 
-@pytest.mark.skipif(not REAL_MODEL, reason="OARLOCK_TEST_MODEL names no model")
+@pytest.mark.skipif(not REAL_MODEL, reason="TEST_MODEL names no model")
 @pytest.mark.parametrize(("dtype", "margin"), [("bf16", 0.15), ("f16", 0.1)])
 def test_real_weights_pick_the_reference_token(dtype: str, margin: float) -> None:
     texts = forced_texts(load_tokenizer(REAL_MODEL))
