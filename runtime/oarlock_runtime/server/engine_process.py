@@ -74,7 +74,9 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         kv_bytes=executor.blocks * executor.bytes_per_block,
         step_weight_bytes=executor.step_weight_bytes,
     )
-    meter = FloorMeter(Path(settings.cache_dir), settings.threads or usable_threads())
+    meter = None
+    if settings.device == "cpu":  # the floor of another device is not this machine's memory
+        meter = FloorMeter(Path(settings.cache_dir), settings.threads or usable_threads())
     stop = threading.Event()
     threading.Thread(target=_listen, args=(control, stop), daemon=True).start()
     with EngineSocket(Path(settings.run_dir), ready) as socket:
@@ -170,7 +172,7 @@ def _add(engine: Engine, socket: EngineSocket, message: AddRequest) -> None:
 class _Pulse:
     """Tells the supervisor twice a second that the loop goes round, with the engine's counters."""
 
-    def __init__(self, control: Control, meter: FloorMeter) -> None:
+    def __init__(self, control: Control, meter: FloorMeter | None) -> None:
         self._control = control
         self._meter = meter
         self._last = 0.0
@@ -180,7 +182,8 @@ class _Pulse:
         if now - self._last >= BEAT_SECONDS:
             self._last = now
             stats = engine.stats()
-            told = {**msgspec.structs.asdict(stats), "floor_ratio": self._meter.ratio(stats)}
+            ratio = 0.0 if self._meter is None else self._meter.ratio(stats)
+            told = {**msgspec.structs.asdict(stats), "floor_ratio": ratio}
             self._control.send("beat", stats=told)
 
 
