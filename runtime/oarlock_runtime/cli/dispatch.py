@@ -10,6 +10,8 @@ import importlib
 import os
 import sys
 
+from oarlock_runtime import __version__
+
 COMMANDS = {
     "serve": ("oarlock_runtime.cli.serve", "serve a model over HTTP with OpenAI's API"),
     "chat": ("oarlock_runtime.cli.chat", "talk to a model in the terminal"),
@@ -46,9 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(usage())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"oarlock {version('oarlock')}")
+        print(f"oarlock {__version__}")  # not the installed package's: a checkout on the path has none
         return 0
     try:
         return run_command(arguments[0], arguments[1:])

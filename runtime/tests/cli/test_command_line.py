@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert all(name in printed for name in COMMANDS)
     assert main([]) == 2
+
+
+def test_the_version_needs_no_installed_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: pytest.fail("looked for the package"))
+    assert main(["--version"]) == 0
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"oarlock {project['version']}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
