@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,7 +34,8 @@ class Runner:
         self.state = folder / "state"
         program = folder / "bin" / "oarlock"
         program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {fake_oarlock.__file__} "$@"\n')
+        command = shlex.join([sys.executable, fake_oarlock.__file__])  # a checkout may lie in a folder with a space
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         program.chmod(0o755)
         self.apply(**spec)
         python = folder / "bin" / "python"
