@@ -22,10 +22,10 @@ OARLOCK_INLINE __m512i raise(__m512i x) {
   return _mm512_or_si512(raised, _mm512_andnot_si512(magnitude_bits, x));
 }
 
-// f16 to bf16 * 2^112, rounded to nearest.
+// f16 to bf16 * 2^-112, rounded to nearest: a rounded shift by three places (which spreads the sign), then the sign alone.
 OARLOCK_INLINE __m512i narrow(__m512h w) {
-  __m512i rounded = _mm512_add_epi16(_mm512_castph_si512(w), _mm512_set1_epi16(4));
-  return _mm512_and_si512(_mm512_srai_epi16(rounded, 3), _mm512_set1_epi16(short(0x8fff)));
+  __m512i shifted = _mm512_mulhrs_epi16(_mm512_castph_si512(w), _mm512_set1_epi16(1 << 12));
+  return _mm512_and_si512(shifted, _mm512_set1_epi16(short(0x8fff)));
 }
 
 // A column's d or m for both of its elements in a tile row, times the shift.
@@ -47,14 +47,18 @@ OARLOCK_INLINE void expand_int8(const GroupView& view, __m256h shift, uint8_t* t
 }
 
 OARLOCK_INLINE void expand_int4(const GroupView& view, __m256h shift, uint8_t* tile) {
+  // 0..15 twice, as f16: the lookup takes five bits of a lane, the code and one more that must not matter.
+  const __m512i values =
+      _mm512_broadcast_i64x4(_mm256_setr_epi16(0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500, 0x4600, 0x4700, 0x4800, 0x4880,
+                                               0x4900, 0x4980, 0x4a00, 0x4a80, 0x4b00, 0x4b80));
   __m512h d = by_column(view.d, shift), m = by_column(view.m, shift);
 #pragma GCC unroll 4
   for (int vector = 0; vector < 4; ++vector) {
     __m512i codes = _mm512_loadu_si512(view.codes + vector * 64);
 #pragma GCC unroll 4
     for (int row = 0; row < 4; ++row) {
-      __m512i u = _mm512_and_si512(_mm512_srli_epi16(codes, 4 * row), _mm512_set1_epi16(15));
-      __m512h w = _mm512_fmadd_ph(d, _mm512_cvtepu16_ph(u), m);
+      __m512i u = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * row), values);
+      __m512h w = _mm512_fmadd_ph(d, _mm512_castsi512_ph(u), m);
       _mm512_store_si512(tile + (vector * 4 + row) * 64, narrow(w));
     }
   }
