@@ -10,24 +10,29 @@ from oarlock_runtime.server.http.fields import REFUSED, ChatFields, CompletionFi
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PACKAGE = ROOT / "runtime/oarlock_runtime"
+RUNTIME = ROOT / "runtime/oarlock_runtime"
+JOURNEYS = pytest.mark.parametrize(
+    ("page", "package"), [("request.md", RUNTIME), ("deployment.md", ROOT / "operator/oarlock_operator")]
+)
 
 
 def quoted(page: Path) -> set[str]:
     return set(re.findall(r"`([^`\n]+)`", page.read_text()))
 
 
-def test_files_named_in_the_journey_exist() -> None:
-    paths = {text for text in quoted(DOCS / "request.md") if re.fullmatch(r"[\w/]+(\.(py|cpp|h)|/\w+)", text)}
+@JOURNEYS
+def test_files_named_in_a_journey_exist(page: str, package: Path) -> None:
+    paths = {text for text in quoted(DOCS / page) if re.fullmatch(r"[\w/]+(\.(py|cpp|h)|/\w+)", text)}
     assert len(paths) > 20
-    missing = [path for path in paths if not (ROOT / path).exists() and not (PACKAGE / path).exists()]
+    missing = [path for path in paths if not any((root / path).exists() for root in (ROOT, package, RUNTIME))]
     assert not missing
 
 
-def test_names_in_the_journey_exist() -> None:
-    sources = [*PACKAGE.rglob("*.py"), *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cpp")]
+@JOURNEYS
+def test_names_in_a_journey_exist(page: str, package: Path) -> None:
+    sources = [*package.rglob("*.py"), *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cpp")]
     text = "\n".join(file.read_text() for file in sources)
-    names = {name for name in quoted(DOCS / "request.md") if re.fullmatch(r"[A-Za-z_]\w*((\.|::)\w+)*", name)}
+    names = {name for name in quoted(DOCS / page) if re.fullmatch(r"[A-Za-z_]\w*((\.|::)\w+)*", name)}
     parts = {part for name in names for part in re.split(r"\.|::", name)}
     assert len(parts) > 30
     missing = [part for part in parts if not re.search(rf"\b{part}\b", text)]
