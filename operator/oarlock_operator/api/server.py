@@ -85,8 +85,8 @@ class Server(ApiModel):
     """An engine that is silent for longer counts as not ready (CHECK_HEALTH_INTERVAL)."""
     dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, Env("DTYPE")] = None
     """Type of activations and of the KV cache (DTYPE)."""
-    quantization: Annotated[Literal["keep", "none", "int8", "int4"] | None, Env("OARLOCK_QUANTIZATION")] = None
-    """How weights are held in memory."""
+    quantization: Annotated[Literal["auto", "bf16", "f32", "int8", "int4"] | None, Env("OARLOCK_QUANTIZATION")] = None
+    """How weights are held in memory; auto keeps the 8 and 4 bits of a GGUF file and holds all else in dtype."""
     threads: Annotated[int | None, Field(ge=1, le=1024), Env("OARLOCK_THREADS")] = None
     """Compute threads of a CPU server."""
     prefix_cache: Annotated[bool | None, Env("OARLOCK_PREFIX_CACHE", _SWITCH)] = None
