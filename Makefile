@@ -13,7 +13,7 @@ define bootstrap
 endef
 
 help:
-	@echo "make run     set everything up and serve SmolLM2-135M-Instruct on http://127.0.0.1:9965"
+	@echo "make run     set everything up and serve examples/smollm2.yaml on http://127.0.0.1:9965, as a cluster would"
 	@echo "make test    set everything up and run all tests, those of the C++ core among them"
 	@echo "make check   lint, formatting, types, layers"
 	@echo "make bench   measure this machine: floor, decode, prefill, serving"
@@ -22,7 +22,7 @@ help:
 	@echo "make cluster-build, cluster-up, cluster-down: a two-node Kubernetes on this machine; make images, make e2e: tests on it"
 	@echo "make clean   remove what was built and installed here"
 	@echo
-	@echo 'ARGS="…" passes flags on; MODEL=… serves another model; PYTHON=… and CXX=… choose the tools.'
+	@echo 'ARGS="…" passes flags on; MODEL=… serves another model or file; PYTHON=… and CXX=… choose the tools.'
 
 run test check bench setup:
 	$(call bootstrap,$@)

@@ -1,20 +1,25 @@
 """Builds the images with buildah, without a registry or a daemon: `python3 images/build.py operator runtime-cpu`.
 
-Each ends as an OCI archive in --out, to be pushed, or loaded into nodes. Without --base the base is Python's slim
-image; --debootstrap makes one from Debian's packages, for machines that reach no registry.
+Each ends as an OCI archive in --out, to be pushed, or loaded into nodes. Its size is printed; one that has grown too
+large is an error. Without --base the base is Python's slim image; --debootstrap makes one from Debian's packages, for
+machines that reach no registry. runtime-cuda needs no GPU to be built.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = ("operator", "runtime-cpu")
+# The most that each may add to its base, in MB unpacked. Of runtime-cuda cuBLASLt alone is 540.
+IMAGES = {"operator": 150, "runtime-cpu": 350, "runtime-cuda": 900}
 _SUITE = "bookworm"
 _PACKAGES = "python3,python3-venv,ca-certificates"
 _STEP_SECONDS = 3600
@@ -30,9 +35,10 @@ def main() -> int:
     parser.add_argument("--base", help="image that the final stages start from; it must have Python 3.11 or newer")
     parser.add_argument("--debootstrap", action="store_true", help="make the base from Debian's packages (needs root)")
     parser.add_argument("--tag", default=_version(), help="tag of the images (default: the project's version)")
-    parser.add_argument("--prefix", default="localhost/oarlock", help="name before /operator and /runtime-cpu")
+    parser.add_argument("--prefix", default="localhost/oarlock", help="name before /operator and the others")
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / "images", help="folder for the archives")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
+    parser.add_argument("--architectures", default="90a", help="runtime-cuda: compute capabilities, for example 90a")
     parser.add_argument(
         "--host-certificates", action="store_true", help="trust the host's authorities in the build, as its proxies ask"
     )
@@ -60,6 +66,8 @@ def build(values: argparse.Namespace) -> None:
         begin = time.monotonic()
         image = f"{values.prefix}/{name}:{values.tag}"
         flags = ["--isolation", "chroot", "--build-arg", f"JOBS={values.jobs}"]
+        if name == "runtime-cuda":
+            flags += ["--build-arg", f"ARCHITECTURES={values.architectures}"]
         if base:
             flags += ["--build-arg", f"BASE={base}"]
         if values.host_certificates:
@@ -70,8 +78,33 @@ def build(values: argparse.Namespace) -> None:
         archive = values.out / f"{name}.tar"
         archive.unlink(missing_ok=True)
         _buildah("push", image, f"oci-archive:{archive}:{image}")
-        size = archive.stat().st_size / 1e6
-        print(f"{image}: {archive} ({size:.0f} MB), {time.monotonic() - begin:.0f} s", file=sys.stderr)
+        whole, added = _sizes(archive)
+        print(
+            f"{image}: {archive} ({archive.stat().st_size / 1e6:.0f} MB packed), {time.monotonic() - begin:.0f} s; "
+            f"unpacked {whole:.0f} MB, {added:.0f} over its base of at most {IMAGES[name]}",
+            file=sys.stderr,
+        )
+        if added > IMAGES[name]:
+            raise BuildError(f"{name} adds {added:.0f} MB to its base; at most {IMAGES[name]} are wanted")
+
+
+def _sizes(archive: Path) -> tuple[float, float]:
+    """MB of all files in an image, and of those that the last layer, ours, has: all steps of a stage make one layer."""
+    with tarfile.open(archive) as outer:
+
+        def blob(digest: str) -> Any:
+            file = outer.extractfile("blobs/" + digest.replace(":", "/"))
+            assert file is not None
+            return file
+
+        index = outer.extractfile("index.json")
+        assert index is not None
+        manifest = json.load(blob(json.load(index)["manifests"][0]["digest"]))
+        sizes = []
+        for layer in manifest["layers"]:
+            with tarfile.open(fileobj=blob(layer["digest"]), mode="r|*") as files:
+                sizes.append(sum(file.size for file in files) / 1e6)
+    return sum(sizes), sizes[-1]
 
 
 def _debootstrapped(out: Path) -> str:

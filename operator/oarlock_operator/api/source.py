@@ -15,7 +15,8 @@ _SOURCE = r"^((hf|https?|pypi)://[^\s]+|/[^\s]*)$"
 _SOURCE_FORMS = "must be hf://org/name[@revision], http(s)://…, pypi://package[==version][/file] or /a/path in the pod"
 
 
-def _is_source(text: str) -> bool:
+def is_source(text: str) -> bool:
+    """Whether a model's files can be looked for there."""
     return re.match(_SOURCE, text) is not None
 
 
@@ -66,7 +67,7 @@ class Speculative(ApiModel):
         Rule(
             f"!has(self.source) || self.source.matches(r'{_SOURCE}')",
             f"model.speculative.source {_SOURCE_FORMS}",
-            lambda s: s.source is None or _is_source(s.source),
+            lambda s: s.source is None or is_source(s.source),
         ),
     )
 
@@ -89,7 +90,7 @@ class Model(ApiModel):
     speculative: Speculative | None = None
     """Speculative decoding. None: off."""
     rules = (
-        Rule(f"self.source.matches(r'{_SOURCE}')", f"model.source {_SOURCE_FORMS}", lambda s: _is_source(s.source)),
+        Rule(f"self.source.matches(r'{_SOURCE}')", f"model.source {_SOURCE_FORMS}", lambda s: is_source(s.source)),
         Rule(
             "!has(self.hostPath) || (!has(self.cache.claimName) && !has(self.cache.storageClassName))",
             "model: give hostPath or a claim in model.cache, not both",

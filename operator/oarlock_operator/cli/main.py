@@ -5,18 +5,16 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from oarlock_operator.api.deployment import ModelDeployment, SpecError, parse
+from oarlock_operator.api.deployment import SpecError
+from oarlock_operator.api.document import Document, DocumentError
 from oarlock_operator.render.settings import RenderSettings
 
 _DEFAULTS = RenderSettings()
-
-
-class FileError(Exception):
-    """The file can't be read or holds no ModelDeployment."""
+_TARGET = "a YAML file with one ModelDeployment, - for standard input, or a model: hf://…, https://…, pypi://…, a path"
+_SET = "change a field of the spec, for example --set server.maxSequences=8 (may be given again)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(values.command(values))
     except KeyboardInterrupt:
         return 130
-    except (SpecError, FileError, OSError) as error:
+    except (SpecError, DocumentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -53,14 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     release.set_defaults(command=_release)
 
     render = commands.add_parser("render", help="print the objects that a ModelDeployment is turned into")
-    render.add_argument("file", type=Path, help="a YAML file with one ModelDeployment, or - for standard input")
     render.set_defaults(command=_render)
 
     local = commands.add_parser("local", help="serve a ModelDeployment on this machine, without Kubernetes")
-    local.add_argument("file", type=Path, help="a YAML file with one ModelDeployment, or - for standard input")
     local.add_argument("--port", type=int, default=9965, help="port of the API on 127.0.0.1")
     local.add_argument("--state", type=Path, help="folder for models and logs (default ~/.cache/oarlock/local)")
     local.set_defaults(command=_local)
+
+    for command in (render, local):
+        command.add_argument("target", metavar="FILE", help=_TARGET)
+        command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=_SET)
 
     for command in (run, render, local):
         command.add_argument("--cpu-image", default=_DEFAULTS.cpu_image, help="image of the server for CPUs")
@@ -100,7 +100,7 @@ def _render(values: argparse.Namespace) -> int:
     from oarlock_operator.render.objects import standing_objects
     from oarlock_operator.render.pod import pod
 
-    _, deployment = read(values.file)
+    _, deployment = _document(values).load()
     settings = _settings(values)
     objects = standing_objects(deployment, settings)
     for group in range(deployment.spec.replicas):
@@ -114,18 +114,8 @@ def _render(values: argparse.Namespace) -> int:
 def _local(values: argparse.Namespace) -> int:
     from oarlock_operator.local.runner import run
 
-    body, _ = read(values.file)
-    file = None if str(values.file) == "-" else values.file
-    return asyncio.run(run(body, _settings(values), values.port, values.state, file))
+    return asyncio.run(run(_document(values), _settings(values), values.port, values.state))
 
 
-def read(file: Path) -> tuple[dict[str, Any], ModelDeployment]:
-    """The one ModelDeployment in a file, as data and parsed. Raises FileError and SpecError."""
-    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    try:
-        found = [document for document in yaml.safe_load_all(text) if document]
-    except yaml.YAMLError as error:
-        raise FileError(f"{file}: {error}") from None
-    if len(found) != 1 or not isinstance(found[0], dict):
-        raise FileError(f"{file}: {len(found)} documents; one ModelDeployment is needed")
-    return found[0], parse(found[0])
+def _document(values: argparse.Namespace) -> Document:
+    return Document(values.target, tuple(values.set))

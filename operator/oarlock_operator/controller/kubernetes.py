@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -26,14 +25,10 @@ from oarlock_operator.decide.actions import (
     WriteRoster,
 )
 from oarlock_operator.decide.conditions import invalid, stamped
+from oarlock_operator.decide.progress import progress_from
 from oarlock_operator.decide.snapshot import Progress, Snapshot, parse_time, pod_from
 
 log = logging.getLogger(__name__)
-
-_FACTORS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_LINE = re.compile(
-    r": ([\d.]+) ([KMGT]?i?B)(?: of ([\d.]+) ([KMGT]?i?B) \(\d+%\))?(?:, ([\d.]+) ([KMGT]?i?B)/s)?(?: \(.*\))?$"
-)
 
 
 class KubernetesCluster:
@@ -199,19 +194,6 @@ class KubernetesCluster:
         status = before.model_copy(update={"conditions": found, "observed_generation": generation})
         if status != before:
             await self._put_status({**body, "status": status.to_wire()})
-
-
-def progress_from(text: str) -> Progress | None:
-    """The last line of a download that has numbers: `downloading model.gguf: 12.0 MiB of 96.0 MiB (12%), 5.0 MiB/s`."""
-    for line in reversed(text.splitlines()):
-        if match := _LINE.search(line.strip()):
-            done, total, rate = (_bytes(match[i], match[i + 1]) for i in (1, 3, 5))
-            return Progress(done or 0, total, rate)
-    return None
-
-
-def _bytes(number: str | None, unit: str | None) -> int | None:
-    return int(float(number) * _FACTORS.get(unit or "B", 1)) if number is not None else None
 
 
 def _owner(body: Any) -> str | None:

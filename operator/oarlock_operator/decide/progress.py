@@ -1,11 +1,29 @@
-"""How far the model is fetched, over all members that are at it."""
+"""How far the model is fetched: read from the last lines of a member's log, and added up over all that are at it."""
 
+import re
 from collections.abc import Mapping
 
 from oarlock_operator.api.status import DownloadProgress
 from oarlock_operator.decide.snapshot import Progress
 
 _UNITS = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+_FACTORS = {"B": 1} | {unit: factor for factor, unit in _UNITS}
+_LINE = re.compile(
+    r": ([\d.]+) ([KMGT]?i?B)(?: of ([\d.]+) ([KMGT]?i?B) \(\d+%\))?(?:, ([\d.]+) ([KMGT]?i?B)/s)?(?: \(.*\))?$"
+)
+
+
+def progress_from(log: str) -> Progress | None:
+    """The last line of a download that has numbers: `downloading model.gguf: 12.0 MiB of 96.0 MiB (12%), 5.0 MiB/s`."""
+    for line in reversed(log.splitlines()):
+        if match := _LINE.search(line.strip()):
+            done, total, rate = (_bytes(match[i], match[i + 1]) for i in (1, 3, 5))
+            return Progress(done or 0, total, rate)
+    return None
+
+
+def _bytes(number: str | None, unit: str | None) -> int | None:
+    return int(float(number) * _FACTORS.get(unit or "B", 1)) if number is not None else None
 
 
 def download_progress(by_pod: Mapping[str, Progress]) -> DownloadProgress | None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from oarlock_operator.api import names
 from oarlock_operator.api.deployment import ModelDeployment, parse
-from oarlock_operator.api.status import ModelDeploymentStatus
+from oarlock_operator.api.status import DownloadProgress, ModelDeploymentStatus
 from oarlock_operator.controller.cluster import Key
-from oarlock_operator.controller.kubernetes import progress_from
 from oarlock_operator.decide.actions import (
     Action,
     Apply,
@@ -22,7 +21,9 @@ from oarlock_operator.decide.actions import (
     SetFinalizer,
     WriteRoster,
 )
+from oarlock_operator.decide.progress import download_progress, progress_from
 from oarlock_operator.decide.snapshot import Object, Progress, Snapshot, parse_time, pod_from
+from oarlock_operator.local.address import take_address
 from oarlock_operator.local.pod import LocalPod, Place
 
 
@@ -52,6 +53,15 @@ class LocalCluster:
         """Addresses of the leaders that are ready."""
         found = [pod for pod in self.pods.values() if pod.ready and pod.metadata["labels"][names.RANK] == "0"]
         return [pod.ip for pod in found]
+
+    def download(self) -> DownloadProgress | None:
+        """How far the model is fetched at this moment."""
+        found = {name: progress_from(pod.download_log()) for name, pod in self.pods.items()}
+        return download_progress({name: progress for name, progress in found.items() if progress is not None})
+
+    def doing(self) -> dict[str, str]:
+        """What members that aren't ready say of themselves, by pod."""
+        return {name: pod.doing for name, pod in self.pods.items() if pod.doing}
 
     def change(self, spec: Mapping[str, Any]) -> None:
         """A new spec was applied."""
@@ -135,19 +145,19 @@ class LocalCluster:
             self._waiting[name] = body
             return
         self._waiting.pop(name, None)
+        place = Place(self._models, self._folder / name, self._oarlock)
+        uid = f"{name}-{next(self._numbers)}"
+        address = take_address()
         gpus = sorted(self._free_gpus)[:wanted]
         self._free_gpus -= set(gpus)
-        number = next(self._numbers)
-        place = Place(self._models, self._folder / name, self._oarlock)
-        # 127.0.0.1 is the Service's; pods get their own from 127.1.0.1 on.
-        ip = f"127.1.{number // 250 % 250}.{number % 250 + 1}"
-        pod = LocalPod(body, f"{name}-{number}", ip, place, lambda: self.wake(self.key), gpus)
+        pod = LocalPod(body, uid, address, place, lambda: self.wake(self.key), gpus)
         self.pods[name] = pod
         pod.task.add_done_callback(lambda _: self._ended(pod))
 
     def _ended(self, pod: LocalPod) -> None:
         if self.pods.get(pod.name) is pod:
             del self.pods[pod.name]
+        pod.address.release()
         self._free_gpus |= set(pod.gpus)
         for body in list(self._waiting.values()):
             self._create(body)

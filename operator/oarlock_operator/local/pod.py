@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from oarlock_operator.api import names
+from oarlock_operator.local.address import Address
+from oarlock_operator.local.probes import Probes
 from oarlock_operator.local.process import Process, tail
 from oarlock_operator.render.volumes import MODELS, ROSTER
 
@@ -37,17 +37,24 @@ class LocalPod:
     """`body` is the pod as the operator rendered it, with uid and address added."""
 
     def __init__(
-        self, body: Mapping[str, Any], uid: str, ip: str, place: Place, changed: Callable[[], None], gpus: list[int]
+        self,
+        body: Mapping[str, Any],
+        uid: str,
+        address: Address,
+        place: Place,
+        changed: Callable[[], None],
+        gpus: list[int],
     ) -> None:
         self.metadata: dict[str, Any] = {**body["metadata"], "uid": uid, "annotations": {}}
         self.spec: Mapping[str, Any] = body["spec"]
-        self.ip = ip
+        self.address = address
         self.gpus = gpus
         self.deletion_due: datetime | None = None
         self._place = place
         self._changed = changed
         self._states: dict[str, dict[str, Any]] = {}
         self._ready = False
+        self._verdict = ""  # of the probes, once they have ended the server
         self._process: Process | None = None
         self._leave = asyncio.Event()
         (place.folder / "roster").mkdir(parents=True, exist_ok=True)
@@ -59,8 +66,19 @@ class LocalPod:
         return str(self.metadata["name"])
 
     @property
+    def ip(self) -> str:
+        return self.address.ip
+
+    @property
     def ready(self) -> bool:
         return self._ready and self.deletion_due is None
+
+    @property
+    def doing(self) -> str:
+        """What it says about its own progress, while it isn't ready."""
+        if self._ready or self._process is None:
+            return ""
+        return self._process.tail(1).strip()
 
     def body(self) -> dict[str, Any]:
         """The pod as the API server would show it."""
@@ -104,8 +122,9 @@ class LocalPod:
             self._process.kill()
 
     def download_log(self) -> str:
-        """The last lines of the download."""
-        return tail(self._log(names.DOWNLOAD_CONTAINER), 3)
+        """The last lines of the download, while it runs."""
+        running = "running" in self._states.get(names.DOWNLOAD_CONTAINER, {}).get("state", {})
+        return tail(self._log(names.DOWNLOAD_CONTAINER), 3) if running else ""
 
     async def _live(self) -> None:
         try:
@@ -182,7 +201,7 @@ class LocalPod:
             leaving.cancel()
             waiting.cancel()
         self._process = None
-        message = process.tail() if code else ""
+        message = (self._verdict or process.tail()) if code else ""
         self._state(name, {"terminated": {"exitCode": code, "message": message}}, restarts)
         return code
 
@@ -191,40 +210,16 @@ class LocalPod:
         self._changed()
 
     async def _probe(self, container: Mapping[str, Any]) -> None:
-        """Readiness all the time; startup and liveness end the server as a kubelet would."""
-        process = self._process
-        assert process is not None
-        startup, live = container["startupProbe"], container["livenessProbe"]
-        deadline = asyncio.get_running_loop().time() + startup["failureThreshold"] * startup["periodSeconds"]
-        seconds = startup["timeoutSeconds"]
-        dead = 0
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session:
-            begun = False
-            while True:
-                ready = await self._asks(session, container["readinessProbe"])
-                begun = begun or ready
-                if ready != self._ready:
-                    self._ready = ready
-                    self._states[container["name"]]["ready"] = ready
-                    self._changed()
-                if not begun and asyncio.get_running_loop().time() > deadline:
-                    process.terminate()
-                    return
-                if begun and not ready:
-                    dead = 0 if await self._asks(session, live) else dead + 1
-                    if dead >= live["failureThreshold"]:
-                        process.kill()
-                        return
-                await asyncio.sleep(0.1 if not begun else 1.0)
+        def tell(ready: bool) -> None:
+            if ready != self._ready:
+                self._ready = ready
+                self._states[container["name"]]["ready"] = ready
+                self._changed()
 
-    async def _asks(self, session: aiohttp.ClientSession, probe: Mapping[str, Any]) -> bool:
-        ports = {port["name"]: port["containerPort"] for port in self.spec["containers"][0]["ports"]}
-        get = probe["httpGet"]
-        try:
-            async with session.get(f"http://{self.ip}:{ports[get['port']]}{get['path']}") as answer:
-                return answer.status < 400
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            return False
+        process = self._process
+        self._verdict = await Probes(container, self.ip, tell).watch()
+        if process is not None:
+            process.kill()
 
     def _log(self, container: str) -> Path:
         return self._place.folder / f"{container}.log"

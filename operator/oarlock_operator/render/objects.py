@@ -7,8 +7,6 @@ from oarlock_operator.api.deployment import ModelDeployment
 from oarlock_operator.render.common import metadata
 from oarlock_operator.render.settings import RenderSettings
 
-_INTERNAL_PORT = "inter-proc"
-
 
 def standing_objects(deployment: ModelDeployment, settings: RenderSettings) -> list[dict[str, Any]]:
     """All of them, in the order they are made."""
@@ -32,7 +30,7 @@ def leader_service(deployment: ModelDeployment) -> dict[str, Any]:
         "spec": {
             "type": deployment.spec.service.type,
             "selector": names.leader_selector(deployment.name),
-            "ports": _ports(internal=False),
+            "ports": _ports(names.service_ports()),
         },
     }
 
@@ -48,17 +46,13 @@ def members_service(deployment: ModelDeployment) -> dict[str, Any]:
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {names.DEPLOYMENT: deployment.name},
-            "ports": _ports(internal=True),
+            "ports": _ports(names.PORTS),
         },
     }
 
 
-def _ports(internal: bool) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
-        for name, _, port in names.PORTS
-        if internal or name != _INTERNAL_PORT
-    ]
+def _ports(ports: tuple[tuple[str, str, int], ...]) -> list[dict[str, Any]]:
+    return [{"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, _, port in ports]
 
 
 def disruption_budget(deployment: ModelDeployment) -> dict[str, Any]:
@@ -108,7 +102,7 @@ def network_policy(deployment: ModelDeployment) -> dict[str, Any]:
             "policyTypes": ["Ingress"],
             "ingress": [
                 {"from": [{"podSelector": members}]},
-                {"ports": [{"port": name, "protocol": "TCP"} for name, _, _ in names.PORTS if name != _INTERNAL_PORT]},
+                {"ports": [{"port": name, "protocol": "TCP"} for name, _, _ in names.service_ports()]},
             ],
         },
     }

@@ -138,7 +138,7 @@ def _download_containers(deployment: ModelDeployment, settings: RenderSettings) 
             name,
             deployment,
             settings,
-            command=["oarlock", "download", source, "--cache-dir", MODELS],
+            command=["oarlock", "download", source, "--cache-dir", MODELS, "--report-every", "1"],
             env=download_environment(deployment),
             resources=_resources(deployment.spec.download.resources),
             volumeMounts=download_mounts(),

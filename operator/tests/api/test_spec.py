@@ -21,7 +21,7 @@ def test_ranks(nodes: int, gpus: int, ranks: int) -> None:
 BAD = [
     ({"model": {"source": "ftp://x"}}, "model.source must be hf://"),
     ({"model": {}}, "spec.model.source: Field required"),
-    ({"replica": 2}, "spec.replica: Extra inputs are not permitted (given: 2)"),
+    ({"replica": 2}, "spec.replica: there is no such field; did you mean replicas?"),
     ({"replicas": -1}, "spec.replicas: Input should be greater than or equal to 0 (given: -1)"),
     ({"sharedMemory": "1Gi", "parallelism": {"gpusPerNode": 1}}, "sharedMemory must be at least 5Gi with GPUs"),
     ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, "no group could ever be replaced"),

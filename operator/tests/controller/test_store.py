@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from oarlock_operator.api import names
-from oarlock_operator.controller.kubernetes import progress_from
 from oarlock_operator.controller.store import Store
+from oarlock_operator.decide.progress import progress_from
 from oarlock_operator.decide.snapshot import Progress
 
 

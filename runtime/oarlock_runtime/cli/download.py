@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from oarlock_runtime.cli.arguments import Parser
+from oarlock_runtime.cli.arguments import Parser, number
 from oarlock_runtime.cli.terminal import PIPE_LINE_SECONDS, human_bytes, on_terminal, say
 from oarlock_runtime.models.sources import Progress, ProgressCallback, resolve
 from oarlock_runtime.settings import DEFAULTS, env_names
@@ -16,9 +16,9 @@ A second download of the same URI returns at once. Tokens and mirrors come from 
 HF_ENDPOINT, pip's configuration)."""
 
 
-def local_path(uri: str, cache_dir: str | Path | None = None) -> Path:
+def local_path(uri: str, cache_dir: str | Path | None = None, report_every: float = PIPE_LINE_SECONDS) -> Path:
     """Where the model is on this machine, fetched first if it isn't here, with a bar or lines on stderr."""
-    with shown_download() as progress:
+    with shown_download(report_every) as progress:
         return resolve(uri, Path(cache_dir) if cache_dir else default_cache(), progress)
 
 
@@ -29,10 +29,10 @@ def default_cache() -> Path:
 
 
 @contextmanager
-def shown_download() -> Iterator[ProgressCallback]:
+def shown_download(report_every: float = PIPE_LINE_SECONDS) -> Iterator[ProgressCallback]:
     """A callback for `resolve` that draws a bar on a terminal, and says a line every few seconds in a pipe."""
     if not on_terminal():
-        yield line_by_line()
+        yield line_by_line(report_every)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -89,6 +89,13 @@ def run(arguments: list[str]) -> int:
     flags = Parser("download", "Fetches a model to this machine and prints its path.", EPILOG)
     flags.add_argument("uri", help="which model")
     flags.add_argument("--cache-dir", default="", help=f"where models are kept (default {DEFAULTS['cache_dir']})")
+    flags.add_argument(
+        "--report-every",
+        type=number(0.1, 3600),
+        default=PIPE_LINE_SECONDS,
+        metavar="SECONDS",
+        help=f"in a pipe: time between two lines of progress (default {PIPE_LINE_SECONDS:g})",
+    )
     values = flags.read(arguments)
-    print(local_path(values.uri, values.cache_dir))
+    print(local_path(values.uri, values.cache_dir, values.report_every))
     return 0
