@@ -78,7 +78,8 @@ class LocalPod:
         """What it says about its own progress, while it isn't ready."""
         if self._ready or self._process is None:
             return ""
-        return self._process.tail(1).strip()
+        said = self._process.tail(1)
+        return "" if said.startswith(" ") else said  # its settings, one a line, are no news
 
     def body(self) -> dict[str, Any]:
         """The pod as the API server would show it."""

@@ -27,8 +27,10 @@ OPERATOR = Path(__file__).parents[2]
 class Runner:
     """`oarlock-operator local` with the fake runtime."""
 
-    def __init__(self, folder: Path, **spec: Any) -> None:
+    def __init__(self, folder: Path, *flags: str, **spec: Any) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
+        self.flags = flags
         self.port = free_port()
         self.file = folder / "md.yaml"
         self.state = folder / "state"
@@ -41,24 +43,14 @@ class Runner:
         python = folder / "bin" / "python"
         python.symlink_to(sys.executable)
         self.log = folder / "out"
-        environment = {**os.environ, "PYTHONPATH": f"{OPERATOR}:{':'.join(sys.path)}", "HOME": str(folder)}
+        self.launch()
+
+    def launch(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": f"{OPERATOR}:{':'.join(sys.path)}", "HOME": str(self.folder)}
+        command = [self.folder / "bin" / "python", "-m", "oarlock_operator.cli", "local", self.file]
+        command += ["--port", str(self.port), "--state", self.state, *self.flags]
         with self.log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [
-                    python,
-                    "-m",
-                    "oarlock_operator.cli",
-                    "local",
-                    self.file,
-                    "--port",
-                    str(self.port),
-                    "--state",
-                    self.state,
-                ],
-                env=environment,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
     def apply(self, **spec: Any) -> None:
         found = body("llm", **spec)
@@ -113,8 +105,8 @@ class Runner:
 def start(tmp_path: Path) -> Iterator[Callable[..., Runner]]:
     runners: list[Runner] = []
 
-    def make(**spec: Any) -> Runner:
-        runners.append(Runner(tmp_path, **spec))
+    def make(*flags: str, folder: str = "one", **spec: Any) -> Runner:
+        runners.append(Runner(tmp_path / folder, *flags, **spec))
         return runners[-1]
 
     yield make
@@ -122,6 +114,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Runner]]:
         if runner.process.poll() is None:
             runner.process.kill()
             runner.process.wait()
+        for pid in runner.members():
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_serves_drains_and_leaves_nothing(start: Callable[..., Runner]) -> None:
@@ -201,14 +195,37 @@ def test_no_process_outlives_a_killed_runner(start: Callable[..., Runner]) -> No
         time.sleep(0.05)
 
 
+def test_what_does_not_end_with_a_killed_runner_ends_before_the_next(start: Callable[..., Runner]) -> None:
+    runner = start(env=[{"name": "FAKE_STUBBORN", "value": "1"}])
+    runner.until(runner.serves)
+    stubborn = runner.get()["pid"]
+    runner.process.kill()
+    runner.process.wait()
+    assert stubborn in runner.members()
+    runner.apply()
+    runner.launch()
+    runner.until(runner.serves)
+    assert runner.get()["pid"] != stubborn and stubborn not in runner.members()
+
+
+def test_two_runners_side_by_side(start: Callable[..., Runner]) -> None:
+    runners = [start(replicas=2), start("--set", "server.maxSequences=5", folder="two")]
+    for runner in runners:
+        runner.until(lambda runner=runner: runner.said("RolloutComplete"))
+    # Replicas take turns, and every member has an address of its own.
+    answers = [runner.get() for runner in runners for _ in range(2)]
+    assert len({answer["HOST_IP"] for answer in answers}) == len({answer["pid"] for answer in answers}) == 3
+    assert answers[2]["BATCH_SIZE"] == "5"
+
+
 def test_two_runners_of_one_name_and_a_taken_port(start: Callable[..., Runner], tmp_path: Path) -> None:
     runner = start()
     runner.until(runner.serves)
     environment = {**os.environ, "PYTHONPATH": f"{OPERATOR}:{':'.join(sys.path)}", "HOME": str(tmp_path)}
     for flags, complaint in (
-        (["--port", str(free_port()), "--state", str(runner.state)], "already served here"),
+        (["--port", str(free_port()), "--state", str(runner.state)], f"by process {runner.process.pid}:"),
         (["--port", str(runner.port), "--state", str(tmp_path / "other")], "is taken"),
     ):
-        command = [tmp_path / "bin" / "python", "-m", "oarlock_operator.cli", "local", runner.file, *flags]
+        command = [runner.folder / "bin" / "python", "-m", "oarlock_operator.cli", "local", runner.file, *flags]
         second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
         assert second.returncode == 1 and complaint in second.stderr

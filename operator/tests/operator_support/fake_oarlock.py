@@ -1,6 +1,7 @@
 """Plays the runtime's program in tests of the local runner: `download` and `serve`, without a model.
 
-Variables of the pod ask for its behaviour: FAKE_DOWNLOAD_SECONDS, FAKE_FAIL (exits at once), FAKE_STREAM_SECONDS.
+Variables of the pod ask for its behaviour: FAKE_DOWNLOAD_SECONDS, FAKE_FAIL (exits at once), FAKE_STREAM_SECONDS,
+FAKE_STUBBORN (doesn't heed SIGTERM).
 """
 
 import http.server
@@ -62,7 +63,7 @@ def serve() -> int:
         server.daemon_threads = False
         threading.Thread(target=server.serve_forever).start()
         servers.append(server)
-    signal.sigwait({signal.SIGTERM})
+    signal.sigwait({signal.SIGUSR1 if os.environ.get("FAKE_STUBBORN") else signal.SIGTERM})
     for server in servers:
         server.shutdown()
         server.server_close()

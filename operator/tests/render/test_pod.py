@@ -84,7 +84,7 @@ def test_download_comes_first_then_the_roster() -> None:
     assert env(first)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert env(first)["HF_ENDPOINT"] == "http://mirror"
     main = env(found["spec"]["containers"][0])
-    assert first["command"][3:] == ["--cache-dir", main["OARLOCK_CACHE_DIR"]]
+    assert first["command"][3:5] == ["--cache-dir", main["OARLOCK_CACHE_DIR"]]
     assert (main["MODEL_DIR"], main["SPECULATE_MODEL_PATH"]) == ("hf://org/big@v1", "hf://org/draft")
     assert "HF_TOKEN" not in main
 

@@ -50,6 +50,8 @@ class LightHttp:
                     break
         except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
             pass  # a client that left, dawdled or speaks something else
+        except asyncio.CancelledError:
+            pass  # the process ends; a connection that a client keeps open has nothing to say about it
         finally:
             self._open -= 1
             writer.close()
