@@ -241,7 +241,8 @@ class LocalPod:
                 found[name] = self._local(variable["value"])
             elif (value := self._from_field(variable.get("valueFrom") or {})) is not None:
                 found[name] = value
-            # A secret's key stays what the user's own environment says under that name.
+            elif name in os.environ:
+                found[name] = os.environ[name]  # Secrets aren't read here: what the terminal has under that name counts
         if "OARLOCK_HOST" in found:
             found["OARLOCK_HOST"] = self.ip
         if self.gpus:

@@ -39,6 +39,8 @@ class LocalError(OSError):
 async def run(document: Document, settings: RenderSettings, port: int, state: Path | None) -> int:
     """Serves the deployment on 127.0.0.1:port. Returns 0 after a drain, 130 when it was cut short."""
     body, deployment = document.load()
+    if deployment.spec.server.api_key_secret is not None and not os.environ.get("OARLOCK_API_KEY"):
+        raise LocalError("spec.server.apiKeySecret: Secrets are not read here; put the keys into OARLOCK_API_KEY")
     cache = Path.home() / ".cache" / "oarlock"
     folder = (state or cache / "local") / deployment.name
     folder.mkdir(parents=True, exist_ok=True)

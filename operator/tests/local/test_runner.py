@@ -218,13 +218,14 @@ def test_two_runners_side_by_side(start: Callable[..., Runner]) -> None:
     assert answers[2]["BATCH_SIZE"] == "5"
 
 
-def test_two_runners_of_one_name_and_a_taken_port(start: Callable[..., Runner], tmp_path: Path) -> None:
+def test_what_a_runner_refuses(start: Callable[..., Runner], tmp_path: Path) -> None:
     runner = start()
     runner.until(runner.serves)
     environment = {**os.environ, "PYTHONPATH": f"{OPERATOR}:{':'.join(sys.path)}", "HOME": str(tmp_path)}
     for flags, complaint in (
         (["--port", str(free_port()), "--state", str(runner.state)], f"by process {runner.process.pid}:"),
         (["--port", str(runner.port), "--state", str(tmp_path / "other")], "is taken"),
+        (["--set", "server.apiKeySecret={name: keys}"], "put the keys into OARLOCK_API_KEY"),
     ):
         command = [runner.folder / "bin" / "python", "-m", "oarlock_operator.cli", "local", runner.file, *flags]
         second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20)
