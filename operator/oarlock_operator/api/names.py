@@ -34,7 +34,6 @@ PORTS = (
 )
 
 DOWNLOAD_CONTAINER = "download"
-DRAFT_DOWNLOAD_CONTAINER = "download-draft"
 ROSTER_CONTAINER = "roster"
 SERVER_CONTAINER = "server"
 

@@ -9,18 +9,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from oarlock_operator.api.model import ApiModel, Rule
-from oarlock_operator.api.quantity import PATTERN
+from oarlock_operator.api.quantity import amount
 
 
 @dataclass(frozen=True)
 class Env:
-    """The variable a field is handed over in. PaddleNLP's name where it has one. `values` translates choices."""
+    """The variable a field is handed over in. PaddleNLP's name where it has one. `values` translates choices.
+
+    A quantity `in_bytes` is written out: the server's own suffixes aren't Kubernetes'.
+    """
 
     name: str
     values: tuple[tuple[Any, str], ...] = ()
+    in_bytes: bool = False
 
     def text(self, value: Any) -> str:
         """The value as the server reads it."""
+        if self.in_bytes:
+            return str(int(amount(value)))
         for choice, written in self.values:
             if value == choice and type(value) is type(choice):
                 return written
@@ -49,7 +55,7 @@ class Server(ApiModel):
     """Longest sequence in tokens, prompt and answer together (MAX_SEQ_LEN)."""
     max_output_tokens: Annotated[_Count | None, Env("MAX_DEC_LEN")] = None
     """Most tokens that one request may ask for (MAX_DEC_LEN)."""
-    max_batched_tokens: Annotated[_Count | None, Env("OARLOCK_MAX_BATCHED_TOKENS")] = None
+    max_batched_tokens: Annotated[int | None, Field(ge=1, le=1 << 20), Env("OARLOCK_MAX_BATCHED_TOKENS")] = None
     """Tokens computed in one step, prefill and decode together."""
     queue_limit: Annotated[int | None, Field(ge=1, le=1 << 20), Env("MAX_CACHED_TASK_NUM")] = None
     """Requests that may wait; more are answered with 429 (MAX_CACHED_TASK_NUM)."""
@@ -63,15 +69,17 @@ class Server(ApiModel):
     """Tokens of one KV block (BLOCK_SIZE)."""
     kv_reserved_blocks: Annotated[int | None, Field(ge=0, le=4096), Env("ENC_DEC_BLOCK_NUM")] = None
     """Blocks set aside for the answer of a request when it is admitted (ENC_DEC_BLOCK_NUM)."""
-    kv_cache_dtype: Annotated[
-        Literal["auto", "int8"] | None, Env("USE_CACHE_KV_INT8", (("auto", "0"), ("int8", "1")))
+    kv_cache_dtype: Literal["auto", "int8"] | None = None
+    """How the KV cache is stored (USE_CACHE_KV_INT8). auto: in dtype; int8 is not available in this version."""
+    kv_memory: Annotated[
+        str | None,
+        Field(pattern=r"^[1-9][0-9]*(\.[0-9]+)?(M|G|T|Mi|Gi|Ti)$", max_length=20),
+        Env("OARLOCK_KV_MEMORY", in_bytes=True),
     ] = None
-    """How the KV cache is stored (USE_CACHE_KV_INT8)."""
-    kv_memory: Annotated[str | None, Field(pattern=PATTERN, max_length=20), Env("OARLOCK_KV_MEMORY")] = None
     """Memory for the KV cache in each pod, for example 8Gi."""
-    max_stop_sequences: Annotated[int | None, Field(ge=1, le=1024), Env("MAX_STOP_SEQS_NUM")] = None
+    max_stop_sequences: Annotated[int | None, Field(ge=1, le=64), Env("MAX_STOP_SEQS_NUM")] = None
     """Stop sequences of one request (MAX_STOP_SEQS_NUM)."""
-    max_stop_sequence_tokens: Annotated[int | None, Field(ge=1, le=1024), Env("STOP_SEQS_MAX_LEN")] = None
+    max_stop_sequence_tokens: Annotated[int | None, Field(ge=1, le=256), Env("STOP_SEQS_MAX_LEN")] = None
     """Tokens of one stop sequence (STOP_SEQS_MAX_LEN)."""
     http_processes: Annotated[int | None, Field(ge=1, le=64), Env("PUSH_MODE_HTTP_WORKERS")] = None
     """Processes that speak HTTP and tokenize (PUSH_MODE_HTTP_WORKERS)."""
@@ -100,5 +108,15 @@ class Server(ApiModel):
             "!has(self.maxOutputTokens) || !has(self.maxContext) || self.maxOutputTokens <= self.maxContext",
             "server.maxOutputTokens must not exceed server.maxContext: the answer is part of the context",
             lambda s: s.max_output_tokens is None or s.max_context is None or s.max_output_tokens <= s.max_context,
+        ),
+        Rule(
+            "!has(self.kvMemory) || quantity(self.kvMemory).compareTo(quantity('64Ti')) <= 0",
+            "server.kvMemory must be at most 64Ti",
+            lambda s: s.kv_memory is None or amount(s.kv_memory) <= amount("64Ti"),
+        ),
+        Rule(
+            "!has(self.kvCacheDtype) || self.kvCacheDtype == 'auto'",
+            "server.kvCacheDtype int8 is not available in this version: leave it out; the cache is held in dtype",
+            lambda s: s.kv_cache_dtype in (None, "auto"),
         ),
     )

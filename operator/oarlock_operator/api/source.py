@@ -58,18 +58,6 @@ class Speculative(ApiModel):
     """Tokens proposed at a time (SPECULATE_MAX_DRAFT_TOKEN_NUM)."""
     max_ngram_size: Annotated[int | None, Field(ge=1, le=64)] = None
     """Longest n-gram looked for in the prompt (SPECULATE_MAX_NGRAM_SIZE)."""
-    rules = (
-        Rule(
-            "self.method == 'inference_with_reference' || has(self.source)",
-            "model.speculative.source is needed with method eagle or mtp: they run a draft model",
-            lambda s: s.method == "inference_with_reference" or s.source is not None,
-        ),
-        Rule(
-            f"!has(self.source) || self.source.matches(r'{_SOURCE}')",
-            f"model.speculative.source {_SOURCE_FORMS}",
-            lambda s: s.source is None or is_source(s.source),
-        ),
-    )
 
 
 class Model(ApiModel):
@@ -88,12 +76,17 @@ class Model(ApiModel):
     """A folder of the node to keep the files in. Refused unless the operator was started with --allow-host-path:
     who may write a node's folder can take over the node."""
     speculative: Speculative | None = None
-    """Speculative decoding. None: off."""
+    """Speculative decoding. Not available in this version: a spec that asks for it is refused."""
     rules = (
         Rule(f"self.source.matches(r'{_SOURCE}')", f"model.source {_SOURCE_FORMS}", lambda s: is_source(s.source)),
         Rule(
             "!has(self.hostPath) || (!has(self.cache.claimName) && !has(self.cache.storageClassName))",
             "model: give hostPath or a claim in model.cache, not both",
             lambda s: s.host_path is None or (s.cache.claim_name is None and s.cache.storage_class_name is None),
+        ),
+        Rule(
+            "!has(self.speculative)",
+            "model.speculative: speculative decoding is not available in this version: leave it out",
+            lambda s: s.speculative is None,
         ),
     )

@@ -125,6 +125,16 @@ class ModelDeploymentSpec(ApiModel):
             lambda s: s.parallelism.gpus_per_node == 0 or amount(s.shared_memory) >= amount("5Gi"),
         ),
         Rule(
+            "!has(self.server.dtype) || self.server.dtype != 'float16' || self.parallelism.gpusPerNode > 0",
+            "server.dtype float16 needs GPUs: on CPUs give bfloat16 or float32",
+            lambda s: s.server.dtype != "float16" or s.parallelism.gpus_per_node > 0,
+        ),
+        Rule(
+            "!has(self.server.dtype) || self.server.dtype != 'float32' || self.parallelism.gpusPerNode == 0",
+            "server.dtype float32 is for CPUs: with GPUs give bfloat16 or float16",
+            lambda s: s.server.dtype != "float32" or s.parallelism.gpus_per_node == 0,
+        ),
+        Rule(
             "self.parallelism.nodes == 1 || self.model.cache.accessMode != 'ReadWriteOncePod'",
             "model.cache.accessMode ReadWriteOncePod lets one pod in, but parallelism.nodes asks for more",
             lambda s: s.parallelism.nodes == 1 or s.model.cache.access_mode != "ReadWriteOncePod",

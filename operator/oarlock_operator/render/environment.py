@@ -38,7 +38,6 @@ def server_environment(deployment: ModelDeployment) -> EnvList:
         _field("POD_IPS", f"metadata.annotations['{names.POD_IPS}']"),
         _field("POD_0_IP", f"metadata.annotations['{names.POD_0_IP}']"),
         _field("HOST_IP", "status.podIP"),
-        *_speculation(deployment),
         *_limits(spec.server),
         _value("OARLOCK_DRAIN_SECONDS", spec.drain_seconds),
         _value("OARLOCK_START_TIMEOUT", spec.probes.startup_seconds),
@@ -68,20 +67,6 @@ def _parallelism(deployment: ModelDeployment) -> EnvList:
     if parallelism.gpus_per_node:
         found.append(_value("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(parallelism.gpus_per_node)))))
     return found
-
-
-def _speculation(deployment: ModelDeployment) -> EnvList:
-    speculative = deployment.spec.model.speculative
-    if speculative is None:
-        return []
-    values = {
-        "SPECULATE_METHOD": speculative.method,
-        "SPECULATE_MODEL_PATH": speculative.source,
-        "SPECULATE_MODEL_QUANT_TYPE": speculative.quantization,
-        "SPECULATE_MAX_DRAFT_TOKEN_NUM": speculative.max_draft_tokens,
-        "SPECULATE_MAX_NGRAM_SIZE": speculative.max_ngram_size,
-    }
-    return [_value(name, value) for name, value in values.items() if value is not None]
 
 
 def _limits(server: Server) -> EnvList:

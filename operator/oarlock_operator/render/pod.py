@@ -129,13 +129,13 @@ def _probe(question: str) -> dict[str, Any]:
 
 
 def _download_containers(deployment: ModelDeployment, settings: RenderSettings) -> list[dict[str, Any]]:
-    model = deployment.spec.model
-    wanted = [(names.DOWNLOAD_CONTAINER, model.source)]
-    if model.speculative is not None and model.speculative.source is not None:
-        wanted.append((names.DRAFT_DOWNLOAD_CONTAINER, model.speculative.source))
+    """The download, unless the source is a path: then the model is there already."""
+    source = deployment.spec.model.source
+    if not downloads(source):
+        return []
     return [
         _container(
-            name,
+            names.DOWNLOAD_CONTAINER,
             deployment,
             settings,
             command=["oarlock", "download", source, "--cache-dir", MODELS, "--report-every", "1"],
@@ -143,8 +143,6 @@ def _download_containers(deployment: ModelDeployment, settings: RenderSettings) 
             resources=_resources(deployment.spec.download.resources),
             volumeMounts=download_mounts(),
         )
-        for name, source in wanted
-        if downloads(source)
     ]
 
 

@@ -52,12 +52,13 @@ def test_paddle_variables() -> None:
 def test_limits_under_paddle_names() -> None:
     limits = {
         "maxSequences": 64, "maxContext": 8192, "maxOutputTokens": 1024, "queueLimit": 200, "kvCacheSequences": 40,
-        "kvPromptShare": 0.75, "kvCacheDtype": "int8", "streaming": False, "quantization": "int8", "prefixCache": True,
+        "kvPromptShare": 0.75, "kvCacheDtype": "auto", "kvMemory": "2Gi",
+        "streaming": False, "quantization": "int8", "prefixCache": True,
     }  # fmt: skip
     found = env(server(server=limits))
     wanted = {
         "BATCH_SIZE": "64", "MAX_SEQ_LEN": "8192", "MAX_DEC_LEN": "1024", "MAX_CACHED_TASK_NUM": "200",
-        "BLOCK_BS": "40.0", "BLOCK_RATIO": "0.75", "USE_CACHE_KV_INT8": "1", "DISABLE_STREAMING": "1",
+        "BLOCK_BS": "40.0", "BLOCK_RATIO": "0.75", "OARLOCK_KV_MEMORY": "2147483648", "DISABLE_STREAMING": "1",
         "OARLOCK_QUANTIZATION": "int8", "OARLOCK_PREFIX_CACHE": "1", "OARLOCK_REQUEST_TIMEOUT": "300",
         "OARLOCK_DRAIN_SECONDS": "300",
     }  # fmt: skip
@@ -71,21 +72,16 @@ def test_users_variables_win() -> None:
 
 
 def test_download_comes_first_then_the_roster() -> None:
-    model = {
-        "source": "hf://org/big@v1",
-        "tokenSecret": {"name": "hub"},
-        "speculative": {"method": "mtp", "source": "hf://org/draft"},
-    }
+    model = {"source": "hf://org/big@v1", "tokenSecret": {"name": "hub"}}
     found = render(model=model, env=[{"name": "HF_ENDPOINT", "value": "http://mirror"}])
-    first, second, last = found["spec"]["initContainers"]
+    first, last = found["spec"]["initContainers"]
     assert first["command"][:3] == ["oarlock", "download", "hf://org/big@v1"]
-    assert second["command"][2] == "hf://org/draft"
     assert last["name"] == "roster"
     assert env(first)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert env(first)["HF_ENDPOINT"] == "http://mirror"
     main = env(found["spec"]["containers"][0])
     assert first["command"][3:5] == ["--cache-dir", main["OARLOCK_CACHE_DIR"]]
-    assert (main["MODEL_DIR"], main["SPECULATE_MODEL_PATH"]) == ("hf://org/big@v1", "hf://org/draft")
+    assert main["MODEL_DIR"] == "hf://org/big@v1"
     assert "HF_TOKEN" not in main
 
 
