@@ -79,6 +79,15 @@ struct Batch {
   const int32_t* block_tables = nullptr;  // [sequences, block_table_stride] physical blocks, in order
   int block_table_stride = 0;
   const int32_t* sample_rows = nullptr;  // [rows] tokens whose logits are wanted
+
+  // For devices that run behind and may read the cache early: no sequence reads what this step writes, but in the block of
+  // its own token.
+  bool settled = false;
+  // Sequences of one token that begin with the same blocks, for devices that read these once for a group; groups 0 = none.
+  int groups = 0;
+  const int32_t* shared_blocks = nullptr;  // [sequences] leading blocks shared with the whole group; 0 = in no group
+  const int32_t* group_members = nullptr;  // [sequences] sequences, group by group
+  const int32_t* group_starts = nullptr;   // [groups + 1] into group_members; a group may be empty
 };
 
 // Sampling of `rows` logits; every array has one entry a row unless said otherwise.

@@ -145,7 +145,7 @@ class PyExecutor {
     executor_->submit(plan);
   }
 
-  // (token, logprob, top_ids, top_logprobs, status): the first rows of arrays that the next submit overwrites.
+  // (token, logprob, top_ids, top_logprobs, status): the first rows of arrays that the next submit or collect overwrites.
   py::tuple collect() {
     StepResult result;
     {

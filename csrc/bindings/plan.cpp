@@ -66,6 +66,7 @@ Batch read_batch(const py::object& step) {
 Plan read_plan(const py::object& step, const ModelConfig& config) {
   Plan plan;
   plan.batch = read_batch(step);
+  plan.token_sources = read_sized<int32_t>(step, "token_sources", plan.batch.tokens);
   py::ssize_t rows = plan.batch.rows;
   Sampling& s = plan.sampling;
   s.temperature = read_needed<float>(step, "temperature", rows);

@@ -12,6 +12,8 @@ namespace oarlock::cuda {
 // Long contexts are split into at most this many parts, and shorter ones every kSplitBlocks blocks. How a sequence is split
 // depends on its own length alone, and so does the result.
 constexpr int kMaxSplits = 32, kSplitBlocks = 8;
+// Where a context begins with shared blocks, these make half of the parts at most, and the rest of it the other half.
+constexpr int kMaxSharedSplits = kMaxSplits / 2, kMaxGroups = 16;
 
 struct AttentionWorkspace {
   float* partials = nullptr;
@@ -22,9 +24,17 @@ struct AttentionWorkspace {
   }
 };
 
+// Parts of sequences' contexts: the blocks that groups share. attend_decode must follow, on the same stream.
+void attend_shared(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor qkv,
+                   const AttentionShape& shape, KvLayer cache, const Batch& batch);
+
 // Sequences of one token; leaves the rows of others alone. Sequences of context 0 (padding) are skipped.
 void attend_decode(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
                    const AttentionShape& shape, KvLayer cache, const Batch& batch);
+
+// Every token by itself, as attend_decode treats the only one of a sequence, and with the same result to the last bit.
+void attend_each(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
+                 const AttentionShape& shape, KvLayer cache, const Batch& batch);
 
 // Sequences of more than one token.
 void attend_prefill(cudaStream_t stream, const Device& device, Tensor out, Tensor qkv, const AttentionShape& shape,

@@ -20,10 +20,13 @@ struct DecodeParams {
   void* out;
   const void *q, *keys, *values;
   const int32_t *query_starts, *context_lens, *block_tables;
+  const int32_t *positions, *slots;  // of every token, where each is a query; else null, and each sequence is one
+  const int32_t* shared_blocks;      // [sequences] blocks that attend_shared has seen to, or null
   float* partials;
   int* counters;
   int64_t q_stride, out_stride;
-  int sequences, table_stride, heads, kv_heads, window;
+  int queries, sequences, first_token, table_stride, heads, kv_heads, window;
+  bool settled;
   float scale;  // times log2(e)
 };
 
@@ -33,15 +36,10 @@ struct DecodeShared {
   static constexpr int kStages = (wide ? 4 : 6) * (128 / D);
   // Per warp and head of the group: the output, then maximum and sum.
   static constexpr int kMergeStride = D + 4;
-  static size_t bytes(int group, int sequences) {
-    return 1024 + kStages * kStageBytes + size_t(kWarps * group * kMergeStride + sequences + 1) * 4;
+  static size_t bytes(int group, int queries) {
+    return 1024 + kStages * kStageBytes + size_t(kWarps * group * kMergeStride + queries + 1) * 4;
   }
 };
-
-__device__ __forceinline__ int split_count(int blocks) {
-  const int splits = (blocks + kSplitBlocks - 1) / kSplitBlocks;
-  return splits < kMaxSplits ? splits : kMaxSplits;
-}
 
 // Blocks that a query at the end of the context sees.
 __device__ __forceinline__ int first_block(int context, int window) {
@@ -50,25 +48,44 @@ __device__ __forceinline__ int first_block(int context, int window) {
 __device__ __forceinline__ int block_count(int context, int window) {
   return (context + kBlockTokens - 1) / kBlockTokens - first_block(context, window);
 }
-__device__ __forceinline__ int items_of(const DecodeParams& p, int sequence) {
-  const int context = p.context_lens[sequence];
-  if (context <= 0 || p.query_starts[sequence + 1] - p.query_starts[sequence] != 1) return 0;
-  return split_count(block_count(context, p.window)) * p.kv_heads;
+
+// A query's context, 0 where it is none of ours or padding, and the leading blocks of it that are seen to.
+struct Query {
+  int context, shared;
+};
+__device__ __forceinline__ Query query_of(const DecodeParams& p, int query) {
+  if (p.positions != nullptr) {
+    const int token = p.first_token + query;
+    return {p.slots[token] < 0 ? 0 : p.positions[token] + 1, 0};
+  }
+  if (p.query_starts[query + 1] - p.query_starts[query] != 1) return {0, 0};
+  return {p.context_lens[query], p.shared_blocks != nullptr ? p.shared_blocks[query] : 0};
+}
+__device__ __forceinline__ int own_splits(const DecodeParams& p, const Query& query) {
+  return splits_of(block_count(query.context, p.window) - query.shared, query.shared > 0 ? kMaxSplits / 2 : kMaxSplits);
+}
+__device__ __forceinline__ int items_of(const DecodeParams& p, int query) {
+  const Query q = query_of(p, query);
+  return q.context <= 0 ? 0 : own_splits(p, q) * p.kv_heads;
 }
 
+// splits: of the blocks that are not shared, whose parts come after the `before` of the shared ones.
 struct Item {
-  int sequence, kv_head, split, splits, first, last, context;
+  int query, kv_head, split, splits, before, first, last, context;
 };
 
 __device__ __forceinline__ Item find_item(const DecodeParams& p, const int* starts, int index) {
   Item item;
-  item.sequence = find_sequence(starts, p.sequences, index);
-  const int within = index - starts[item.sequence];
+  item.query = find_sequence(starts, p.queries, index);
+  const int within = index - starts[item.query];
   item.kv_head = within % p.kv_heads;
   item.split = within / p.kv_heads;
-  item.context = p.context_lens[item.sequence];
-  const int base = first_block(item.context, p.window), blocks = block_count(item.context, p.window);
-  item.splits = split_count(blocks);
+  const Query query = query_of(p, item.query);
+  item.context = query.context;
+  const int base = first_block(item.context, p.window) + query.shared;
+  const int blocks = block_count(item.context, p.window) - query.shared;
+  item.splits = own_splits(p, query);
+  item.before = shared_splits(query.shared);
   item.first = base + int(int64_t(blocks) * item.split / item.splits);
   item.last = base + int(int64_t(blocks) * (item.split + 1) / item.splits);
   return item;
@@ -149,17 +166,20 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
     }
     barrier_init_fence();
   }
-  sum_items(starts, p.sequences, [&](int sequence) { return items_of(p, sequence); });
+  sum_items(starts, p.queries, [&](int query) { return items_of(p, query); });
   release_successor();
-  const int items = starts[p.sequences];
+  const int items = starts[p.queries];
 
   if (warp == kWarps) {
     if (lane != 0) return;
     int stage = 0, phase = 1;  // a fresh ring is empty: the first waits pass
-    bool may_read_all = false;
+    bool may_read_all = !p.settled;
+    if (may_read_all) depend();
     for (int index = blockIdx.x; index < items; index += gridDim.x) {
       const Item item = find_item(p, starts, index);
-      const int32_t* table = p.block_tables + int64_t(item.sequence) * p.table_stride;
+      const int sequence =
+          p.positions != nullptr ? find_sequence(p.query_starts, p.sequences, p.first_token + item.query) : item.query;
+      const int32_t* table = p.block_tables + int64_t(sequence) * p.table_stride;
       for (int block = item.first; block < item.last; ++block) {
         if (!may_read_all && (block + 1) * kBlockTokens >= item.context) {
           depend();
@@ -182,7 +202,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
   int stage = 0, phase = 0;
   for (int index = blockIdx.x; index < items; index += gridDim.x) {
     const Item item = find_item(p, starts, index);
-    const int64_t token = p.query_starts[item.sequence];
+    const int64_t token = p.positions != nullptr ? p.first_token + item.query : p.query_starts[item.query];
     // Rows of the first operand are the group's heads; those beyond it are zero.
     uint32_t q[D / 16][4];
 #pragma unroll
@@ -223,8 +243,9 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
     }
     named_barrier<1>(kThreads);
     T* to = static_cast<T*>(p.out) + token * p.out_stride + item.kv_head * group * D;
-    const int64_t state = int64_t(item.sequence) * p.kv_heads + item.kv_head;
-    float* parts = p.partials + state * kMaxSplits * group * (D + 2);
+    const int64_t state = int64_t(item.query) * p.kv_heads + item.kv_head;
+    float* parts = part_of(p.partials, item.query, item.kv_head, 0, 0, p.kv_heads, group, D);
+    const int part_count = item.before + item.splits;
     for (int i = threadIdx.x; i < group * D; i += kThreads) {
       const int row = i / D, column = i % D;
       float top = -INFINITY, total = 0, value = 0;
@@ -237,15 +258,15 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
         total += weight * theirs[D + 1];
         value += weight * theirs[column];
       }
-      if (item.splits == 1) {
+      if (part_count == 1) {
         to[i] = from_float<T>(value / total);
       } else {
-        float* part = parts + (item.split * group + row) * (D + 2);
+        float* part = parts + ((item.before + item.split) * group + row) * (D + 2);
         __stcg(part + column, value);
         if (column == 0) __stcg(part + D, top), __stcg(part + D + 1, total);
       }
     }
-    if (item.splits > 1) {
+    if (part_count > 1) {
       // The last part to be done merges all of them, in order.
       __threadfence();
       named_barrier<1>(kThreads);
@@ -260,8 +281,8 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
           const float* part = parts + i / D * (D + 2);
           const int stride = group * (D + 2);
           float top = -INFINITY, total = 0, value = 0;
-          for (int s = 0; s < item.splits; ++s) top = fmaxf(top, __ldcg(part + s * stride + D));
-          for (int s = 0; s < item.splits; ++s) {
+          for (int s = 0; s < part_count; ++s) top = fmaxf(top, __ldcg(part + s * stride + D));
+          for (int s = 0; s < part_count; ++s) {
             const float weight = exp2f(__ldcg(part + s * stride + D) - top);
             total += weight * __ldcg(part + s * stride + D + 1);
             value += weight * __ldcg(part + s * stride + i % D);
@@ -276,11 +297,11 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const DecodePa
 
 template <typename T, int D, bool wide>
 void go(cudaStream_t stream, const Device& device, const DecodeParams& p) {
-  const size_t bytes = DecodeShared<D, wide>::bytes(p.heads / p.kv_heads, p.sequences);
+  const size_t bytes = DecodeShared<D, wide>::bytes(p.heads / p.kv_heads, p.queries);
   static size_t allowed = 0;
   if (bytes > allowed) {
-    require(bytes <= device.shared_per_block, "attention over groups of ", p.heads / p.kv_heads, " heads and ", p.sequences,
-            " sequences needs ", bytes, " bytes of shared memory, and a block has ", device.shared_per_block);
+    require(bytes <= device.shared_per_block, "attention over groups of ", p.heads / p.kv_heads, " heads and ", p.queries,
+            " queries needs ", bytes, " bytes of shared memory, and a block has ", device.shared_per_block);
     allow_shared(decode_kernel<T, D, wide>, bytes);
     allowed = bytes;
   }
@@ -295,10 +316,8 @@ void by_shape(cudaStream_t stream, const Device& device, const DecodeParams& p, 
   throw InvalidArgument(concat("heads of ", head_dim, " elements have no CUDA kernel; 64 and 128 have"));
 }
 
-}  // namespace
-
-void attend_decode(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
-                   const AttentionShape& shape, KvLayer cache, const Batch& batch) {
+DecodeParams params_of(const AttentionWorkspace& workspace, Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache,
+                       const Batch& batch) {
   require(shape.heads % shape.kv_heads == 0 && shape.heads / shape.kv_heads <= 16,
           "attention takes groups of up to 16 query heads, not ", shape.heads, " over ", shape.kv_heads);
   require(batch.sequences <= workspace.max_sequences, "a step of ", batch.sequences, " sequences exceeds the ",
@@ -315,14 +334,40 @@ void attend_decode(cudaStream_t stream, const Device& device, const AttentionWor
   p.counters = workspace.counters;
   p.q_stride = qkv.stride;
   p.out_stride = out.stride;
-  p.sequences = batch.sequences;
+  p.queries = p.sequences = batch.sequences;
   p.table_stride = batch.block_table_stride;
   p.heads = shape.heads;
   p.kv_heads = shape.kv_heads;
   p.window = shape.window;
   p.scale = shape.scale * 1.4426950408889634f;
-  if (qkv.dtype == DType::bf16) return by_shape<__nv_bfloat16>(stream, device, p, shape.head_dim);
-  by_shape<__half>(stream, device, p, shape.head_dim);
+  return p;
+}
+
+void launch_decode(cudaStream_t stream, const Device& device, const DecodeParams& p, DType type, int head_dim) {
+  if (type == DType::bf16) return by_shape<__nv_bfloat16>(stream, device, p, head_dim);
+  by_shape<__half>(stream, device, p, head_dim);
+}
+
+}  // namespace
+
+void attend_decode(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
+                   const AttentionShape& shape, KvLayer cache, const Batch& batch) {
+  DecodeParams p = params_of(workspace, out, qkv, shape, cache, batch);
+  p.settled = batch.settled;
+  if (batch.groups > 0) p.shared_blocks = batch.shared_blocks;
+  launch_decode(stream, device, p, qkv.dtype, shape.head_dim);
+}
+
+void attend_each(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
+                 const AttentionShape& shape, KvLayer cache, const Batch& batch) {
+  DecodeParams p = params_of(workspace, out, qkv, shape, cache, batch);
+  p.positions = batch.positions;
+  p.slots = batch.slots;
+  for (int first = 0; first < batch.tokens; first += workspace.max_sequences) {
+    p.first_token = first;
+    p.queries = batch.tokens - first < workspace.max_sequences ? batch.tokens - first : workspace.max_sequences;
+    launch_decode(stream, device, p, qkv.dtype, shape.head_dim);
+  }
 }
 
 }  // namespace oarlock::cuda

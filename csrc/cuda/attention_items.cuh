@@ -1,7 +1,21 @@
 // How a persistent attention kernel finds its work: items are counted sequence by sequence on the device.
 #pragma once
 
+#include "cuda/attention.h"
+
 namespace oarlock::cuda {
+
+__device__ __forceinline__ int splits_of(int blocks, int most) {
+  const int splits = (blocks + kSplitBlocks - 1) / kSplitBlocks;
+  return splits < most ? splits : most;
+}
+__device__ __forceinline__ int shared_splits(int blocks) { return splits_of(blocks, kMaxSharedSplits); }
+
+// Where the part number `part` of a context leaves its sum of values, then the maximum and the sum of weights.
+__device__ __forceinline__ float* part_of(float* partials, int query, int kv_head, int part, int head, int kv_heads, int group,
+                                          int head_dim) {
+  return partials + ((((int64_t(query) * kv_heads + kv_head) * kMaxSplits + part) * group) + head) * (head_dim + 2);
+}
 
 // starts[s] = items of the sequences before s, starts[sequences] = all. Every thread of the block takes part.
 template <typename Count>

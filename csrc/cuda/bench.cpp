@@ -146,6 +146,7 @@ struct Bench {
     out.block_tables = upload(tables);
     out.block_table_stride = limits.max_blocks_per_sequence;
     out.sample_rows = upload(rows);
+    out.settled = fresh == 1;
     return out;
   }
 

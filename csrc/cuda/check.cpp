@@ -15,7 +15,7 @@ int main(int count, char** arguments) try {
     for (bool invariant : {false, true}) {
       OpsLimits limits;
       limits.max_tokens = 2048;
-      limits.max_sequences = 64;
+      limits.max_sequences = 256;
       limits.heads = 32;
       limits.head_dim = 128;
       limits.gated_rows = 9728;
@@ -29,9 +29,11 @@ int main(int count, char** arguments) try {
         std::fflush(stdout);
       };
       run("linear", check::check_linear);
+      if (invariant) run("attention", check::check_each_token);
       if (invariant) continue;
       run("elementwise", check::check_elementwise);
       run("attention", check::check_attention);
+      run("attention", check::check_shared_prefixes);
       if (type == DType::bf16) run("sampler", check::check_sampler);
     }
   }

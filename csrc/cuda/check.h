@@ -109,6 +109,8 @@ inline const char* name(DType type) { return type == DType::bf16 ? "bf16" : type
 void check_linear(CudaOps& ops, Report& report);
 void check_elementwise(CudaOps& ops, Report& report);
 void check_attention(CudaOps& ops, Report& report);
+void check_shared_prefixes(CudaOps& ops, Report& report);
+void check_each_token(CudaOps& ops, Report& report);  // of a batch-invariant ops
 void check_sampler(CudaOps& ops, Report& report);
 
 }  // namespace oarlock::cuda::check

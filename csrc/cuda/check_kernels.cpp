@@ -31,7 +31,7 @@ struct Sequence {
 
 void check_linear(CudaOps& ops, Report& report) {
   const DType type = ops.activation_dtype();
-  const int shapes[][2] = {{64, 64}, {1152, 896}, {200, 72}, {576, 576}, {2048, 1536}, {4096, 576}, {9728, 128}};
+  const int shapes[][2] = {{64, 64}, {1152, 896}, {200, 72}, {576, 576}, {2048, 1536}, {4096, 576}, {9728, 128}, {30000, 192}};
   for (auto [n, k] : shapes) {
     std::vector<float> w = normals(size_t(n) * size_t(k), 1.f / std::sqrt(float(k)));
     round_all(w, type);
@@ -39,7 +39,7 @@ void check_linear(CudaOps& ops, Report& report) {
     std::vector<float> bias = normals(size_t(n), 1);
     const float* device_bias = ops.upload(bias.data(), n);
     for (int rows : {1, 2, 8, 9, 17, 32, 33, 64, 65, 100, 128, 129, 300}) {
-      if (report.quick && (rows > 33 || int64_t(n) * k > 1500000)) continue;
+      if (report.quick && (rows > 100 || int64_t(n) * k > 1500000)) continue;
       std::vector<float> x = normals(size_t(rows) * size_t(k), 1);
       round_all(x, type);
       Tensor input = tensor(x, type, rows, k);

@@ -21,6 +21,13 @@ __global__ void embed_kernel(R* residual, int64_t stride, const T* table, int co
   }
 }
 
+__global__ void feed_tokens_kernel(int32_t* ids, const int32_t* sources, const int32_t* drawn, int count) {
+  release_successor();
+  depend();
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < count && sources[i] >= 0) ids[i] = drawn[sources[i]];
+}
+
 // One block a row. Each thread keeps its part of the row in registers between the sum of squares and the scaling.
 constexpr int kNormThreads = 256, kNormVectors = 4, kNormColumns = kNormThreads * kNormVectors * 8;
 
@@ -131,6 +138,10 @@ int row_threads(int64_t cols, int most) {
 }
 
 }  // namespace
+
+void feed_tokens(cudaStream_t stream, int32_t* ids, const int32_t* sources, const int32_t* drawn, int count) {
+  launch(stream, feed_tokens_kernel, dim3(unsigned(count + 255) / 256), 256, 0, ids, sources, drawn, count);
+}
 
 void embed(cudaStream_t stream, Tensor residual, const void* table, DType table_dtype, const int32_t* ids) {
   require(residual.cols % 8 == 0, "rows of ", residual.cols, " columns are no multiple of 8");

@@ -9,6 +9,8 @@ namespace oarlock::cuda {
 
 // Where the element types of residual and activations are free, each pair of {bf16, f16} with itself or float is compiled.
 void embed(cudaStream_t stream, Tensor residual, const void* table, DType table_dtype, const int32_t* ids);
+// ids[i] = drawn[sources[i]] where that is not negative.
+void feed_tokens(cudaStream_t stream, int32_t* ids, const int32_t* sources, const int32_t* drawn, int count);
 void add_norm(cudaStream_t stream, Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon);
 void gather_rows(cudaStream_t stream, Tensor out, Tensor x, const int32_t* rows);
 // x's columns alternate, eight gates and eight ups; out has half as many.

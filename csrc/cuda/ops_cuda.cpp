@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "cuda/elementwise.h"
 #include "cuda/sampler.h"
+#include "cuda/tile.h"
 #include "cuda/weights.h"
 
 namespace oarlock::cuda {
@@ -146,11 +147,15 @@ void CudaOps::add_norm(Tensor out, Tensor residual, const Tensor* delta, const f
 }
 
 bool CudaOps::streams(int64_t rows, const Weight& w) const {
-  return (batch_invariant_ || rows <= kStreamMaxRows) && cuda::streams(static_cast<const CudaWeight&>(w).stream);
+  return (batch_invariant_ || rows <= kTileMaxRows) && cuda::streams(static_cast<const CudaWeight&>(w).stream);
 }
 
-void CudaOps::stream_chunks(Tensor out, Tensor x, const Weight& w, const float* bias, After after) {
+void CudaOps::stream(Tensor out, Tensor x, const Weight& w, const float* bias, After after) {
   const auto& weight = static_cast<const CudaWeight&>(w);
+  if (!batch_invariant_ && x.rows > kStreamMaxRows) {
+    return tile_product(stream_, device_, weight.stream, out, x, bias, after,
+                        choose_tile_plan(device_, weight.stream, x.rows, after));
+  }
   for (int64_t first = 0; first < x.rows; first += kStreamMaxRows) {
     const int64_t count = std::min<int64_t>(kStreamMaxRows, x.rows - first);
     stream_product(stream_, device_, weight.stream, rows_of(out, first, count), rows_of(x, first, count), bias, after);
@@ -159,14 +164,14 @@ void CudaOps::stream_chunks(Tensor out, Tensor x, const Weight& w, const float* 
 
 void CudaOps::linear(Tensor out, Tensor x, const Weight& w, const float* bias) {
   if (x.rows == 0) return;
-  if (streams(x.rows, w)) return stream_chunks(out, x, w, bias, After::store);
+  if (streams(x.rows, w)) return stream(out, x, w, bias, After::store);
   blas_.run(stream_, blas_workspace_, out, x, static_cast<const CudaWeight&>(w).data, w.n);
   if (bias != nullptr) add_bias(stream_, out, bias);
 }
 
 void CudaOps::gated_linear(Tensor out, Tensor x, const Weight& w) {
   if (x.rows == 0) return;
-  if (streams(x.rows, w)) return stream_chunks(out, x, w, nullptr, After::gate);
+  if (streams(x.rows, w)) return stream(out, x, w, nullptr, After::gate);
   require(x.rows <= limits_.max_tokens && w.n <= limits_.gated_rows, "a gated product of ", x.rows, " rows and ", w.n,
           " columns exceeds the ", limits_.max_tokens, " and ", limits_.gated_rows, " reserved for");
   Tensor products{gated_, dtype_, x.rows, w.n, w.n};
@@ -181,6 +186,10 @@ void CudaOps::rope_and_cache(Tensor qkv, const AttentionShape& shape, const floa
 
 void CudaOps::attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) {
   // The sizes alone say whether every sequence brings one token; otherwise each kernel picks its own.
+  if (batch_invariant_ && batch.tokens > batch.sequences) {
+    return attend_each(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch);
+  }
+  if (batch.groups > 0) attend_shared(stream_, device_, attention_workspace_, qkv, shape, cache, batch);
   attend_decode(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch);
   if (batch.tokens > batch.sequences) attend_prefill(stream_, device_, out, qkv, shape, cache, batch);
 }

@@ -59,7 +59,7 @@ class CudaOps : public Ops {
 
  private:
   bool streams(int64_t rows, const Weight& w) const;
-  void stream_chunks(Tensor out, Tensor x, const Weight& w, const float* bias, After after);
+  void stream(Tensor out, Tensor x, const Weight& w, const float* bias, After after);
 
   const Device device_;
   const DType dtype_;

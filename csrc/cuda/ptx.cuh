@@ -78,6 +78,41 @@ __device__ __forceinline__ void tensor_load(void* to, const CUtensorMap* map, in
       : "memory");
 }
 
+// ---- clusters ----
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ uint32_t peer_address(const void* pointer, int rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
+  return address;
+}
+
+__device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, int rank) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(peer_address(barrier, rank)) : "memory");
+}
+
+__device__ __forceinline__ float4 load_from(const float4* pointer, int rank) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(peer_address(pointer, rank))
+               : "memory");
+  return v;
+}
+
+// tensor_load into the same place of each block whose bit is set in `blocks`, completing on each one's own barrier.
+__device__ __forceinline__ void tensor_load_multicast(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier,
+                                                      uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {0, %2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(row), "r"(column), "r"(shared_address(barrier)), "h"(blocks)
+      : "memory");
+}
+
 // Four 8x8 matrices of 16-bit elements: the fragments of mma.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

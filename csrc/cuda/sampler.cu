@@ -133,6 +133,27 @@ __device__ uint64_t load_slice(Context& context, const Slice& slice, const float
   return best == kPoison ? 0 : best;
 }
 
+// The best of the row where nothing else of it is wanted: the slice goes by, in pieces of four when rows are aligned so.
+__device__ uint64_t best_of_slice(Context& context, const float* row, int begin, int end, bool aligned) {
+  float best = -INFINITY;
+  int best_id = 0;
+  bool poisoned = false;
+  auto look = [&](float x, int id) {
+    poisoned |= !(x < INFINITY);
+    if (x > best) best = x, best_id = id;
+  };
+  const int whole = aligned ? end / 4 * 4 : begin;
+#pragma unroll 8
+  for (int id = begin + int(threadIdx.x) * 4; id < whole; id += kThreads * 4) {
+    const float4 x = *reinterpret_cast<const float4*>(row + id);
+    look(x.x, id), look(x.y, id + 1), look(x.z, id + 2), look(x.w, id + 3);
+  }
+  for (int id = whole + int(threadIdx.x); id < end; id += kThreads) look(row[id], id);
+  const uint64_t mine = poisoned ? kPoison : best == -INFINITY ? 0 : candidate(best, best_id);
+  const uint64_t found = context.reduce(mine, Max());
+  return found == kPoison ? 0 : found;
+}
+
 // Forbids what the mask does not allow; the best of the row.
 __device__ uint64_t mask_slice(Context& context, const Slice& slice, const uint32_t* mask) {
   uint64_t best = 0;
@@ -336,6 +357,16 @@ __global__ void __launch_bounds__(kThreads)
   const float* raw = logits + row_index * stride;
   const bool first = rank == 0 && threadIdx.x == 0;
 
+  if (row.only_best()) {
+    const uint64_t best = best_of_slice(context, raw, slice.begin, slice.end, stride % 4 == 0);
+    if (first) {
+      sampled.token[row_index] = best > 0 ? int(~uint32_t(best)) : 0;
+      sampled.status[row_index] = best == 0;
+      sampled.logprob[row_index] = 0;
+    }
+    context.cluster.sync();
+    return;
+  }
   const uint64_t raw_best = load_slice(context, slice, raw);
   int token = row.target, status = raw_best == 0;
   const bool wants_logprobs = status == 0 && (row.top_logprobs >= 0 || row.target >= 0);

@@ -29,6 +29,10 @@ struct RowSettings {
     const bool penalties = history_begin < history_end && (repetition != 1 || presence != 0 || frequency != 0);
     return penalties || bias_begin < bias_end || mask != nullptr;
   }
+  // Greedy, and neither edits nor log-probabilities are asked for.
+  __device__ bool only_best() const {
+    return temperature < kLeastTemperature && target < 0 && top_logprobs < 0 && !edits_logits();
+  }
 };
 
 template <typename T>

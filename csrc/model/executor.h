@@ -8,7 +8,7 @@
 
 namespace oarlock {
 
-// Results of one step, in host memory owned by the executor; valid until the next submit.
+// Results of one step, in host memory owned by the executor; valid until the next submit or collect.
 struct StepResult {
   int rows = 0;
   Sampled sampled;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "cuda/elementwise.h"
 #include "cuda/ops_cuda.h"
 #include "model/executor.h"
 #include "model/step_buffers.h"
@@ -27,7 +28,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kBehind = Staging::kSlots;
 constexpr auto kStepLimit = std::chrono::seconds(120);
 constexpr auto kSpin = std::chrono::milliseconds(30);
-constexpr int64_t kReserve = int64_t(512) << 20;  // for graphs, and for plans with penalties, bias and masks
+constexpr int64_t kLeastSpared = int64_t(24) << 20;  // bytes a layer: reading shared blocks once costs a kernel and a merge
+constexpr int64_t kReserve = int64_t(512) << 20;     // for graphs, and for plans with penalties, bias and masks
 
 // Batch sizes that have a graph: a step reads its weights anyway, so that some padding costs little.
 int padded_batch(int sequences, int largest) {
@@ -74,8 +76,11 @@ struct ResultBuffers {
 class CudaExecutor : public Executor {
  public:
   CudaExecutor(std::unique_ptr<cuda::CudaOps> ops, const ModelConfig& config, const Limits& limits, const float* rotary,
-               bool graphs)
-      : ops_(*ops), graphs_on_(graphs), decoder_(std::make_unique<Decoder>(std::move(ops), config, limits, rotary)) {
+               const CudaOptions& options)
+      : ops_(*ops),
+        graphs_on_(options.graphs),
+        shares_prefixes_(!options.batch_invariant && config.sliding_window == 0),
+        decoder_(std::make_unique<Decoder>(std::move(ops), config, limits, rotary)) {
     for (Slot& slot : slots_) OARLOCK_CUDA_CHECK(cudaEventCreateWithFlags(&slot.done, cudaEventDisableTiming));
   }
 
@@ -115,6 +120,7 @@ class CudaExecutor : public Executor {
     top_ids_.resize(rows * kMaxTopLogprobs);
     top_logprobs_.resize(rows * kMaxTopLogprobs);
     result_.sampled = {token_.data(), logprob_.data(), top_ids_.data(), top_logprobs_.data(), status_.data()};
+    least_spared_ = kLeastSpared * decoder_->config().layers / decoder_->bytes_per_block();
     largest_graph_ = std::min({limits.max_sequences, limits.max_tokens, limits.logit_rows()});
   }
 
@@ -122,7 +128,8 @@ class CudaExecutor : public Executor {
     require(decoder_->blocks() > 0, "the model has not been finished");
     require(behind_.size() < kBehind, "a third step was submitted; ", kBehind, " may be on their way");
     require(!lost_, "the device has failed; no more steps can be run");
-    check(plan, decoder_->config(), decoder_->limits(), decoder_->blocks());
+    check(plan, decoder_->config(), decoder_->limits(), decoder_->blocks(), drawn_);
+    drawn_ = plan.batch.rows;
     if (!buffers_->fits(plan)) {
       ops_.synchronize();
       graphs_.clear();
@@ -133,13 +140,17 @@ class CudaExecutor : public Executor {
     Slot& slot = slots_[index];
     const bool replayed = graphs_on_ && plan.batch.tokens == plan.batch.sequences && plan.batch.rows == plan.batch.sequences &&
                           plan.batch.sequences <= largest_graph_;
-    const StepShape shape = replayed ? padded_shape(plan) : exact_shape(plan);
-    const DeviceStep step = buffers_->send(ops_.stream(), index, plan, shape);
+    const PrefixGroups groups =
+        shares_prefixes_ ? find_prefix_groups(plan.batch, least_spared_, cuda::kMaxGroups) : PrefixGroups();
+    StepShape shape = exact_shape(plan);
+    shape.groups = groups.groups() > 0 ? cuda::kMaxGroups : 0;
+    if (replayed) pad(shape);
+    const DeviceStep step = buffers_->send(ops_.stream(), index, plan, groups, shape);
     const Sampled sampled = results_->at(results_->device, shape.rows);
     if (replayed) {
       replay(shape, step, sampled);
     } else {
-      decoder_->forward(step.batch, step.sampling, sampled);
+      forward(step, sampled);
     }
     slot.rows = plan.batch.rows;
     slot.padded_rows = shape.rows;
@@ -189,28 +200,33 @@ class CudaExecutor : public Executor {
             b.block_table_stride,
             s.history_starts != nullptr,
             s.bias_starts != nullptr,
-            s.mask_rows != nullptr};
+            s.mask_rows != nullptr,
+            is_settled(b),
+            0};
   }
 
-  StepShape padded_shape(const Plan& plan) const {
-    StepShape shape = exact_shape(plan);
+  void pad(StepShape& shape) const {
     shape.tokens = shape.sequences = shape.rows = padded_batch(shape.sequences, largest_graph_);
     shape.stride = padded_stride(shape.stride, decoder_->limits().max_blocks_per_sequence);
-    return shape;
   }
 
   void replay(const StepShape& shape, const DeviceStep& step, const Sampled& sampled) {
     auto found = graphs_.find(shape);
     if (found == graphs_.end()) {
-      decoder_->forward(step.batch, step.sampling, sampled);
+      forward(step, sampled);
       graphs_.emplace(shape, nullptr);
       return;
     }
     if (found->second == nullptr) {
-      found->second =
-          std::make_unique<cuda::Graph>(ops_.stream(), [&] { decoder_->forward(step.batch, step.sampling, sampled); });
+      found->second = std::make_unique<cuda::Graph>(ops_.stream(), [&] { forward(step, sampled); });
     }
     found->second->launch(ops_.stream());
+  }
+
+  // The step before leaves its tokens where this one will, so that they are still there when it begins.
+  void forward(const DeviceStep& step, const Sampled& sampled) {
+    cuda::feed_tokens(ops_.stream(), step.token_ids, step.token_sources, sampled.token, step.batch.tokens);
+    decoder_->forward(step.batch, step.sampling, sampled);
   }
 
   void copy_back(void* to, const void* from, size_t bytes) {
@@ -240,12 +256,14 @@ class CudaExecutor : public Executor {
   }
 
   cuda::CudaOps& ops_;  // the decoder's
-  const bool graphs_on_;
+  const bool graphs_on_, shares_prefixes_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<StepBuffers> buffers_ = std::make_unique<StepBuffers>();
   std::unique_ptr<ResultBuffers> results_ = std::make_unique<ResultBuffers>();
   std::map<StepShape, std::unique_ptr<cuda::Graph>> graphs_;  // null: the shape has been seen once
   int largest_graph_ = 0;
+  int64_t least_spared_ = 0;  // blocks
+  int drawn_ = 0;             // rows of the last step that was submitted
   Slot slots_[kBehind];
   int next_ = 0;
   std::deque<int> behind_;  // slots of the steps on their way, oldest first
@@ -264,7 +282,7 @@ std::unique_ptr<Executor> make_cuda_executor(const ModelConfig& config, const Li
   wide.logits_at_once = std::max(limits.logits_at_once, limits.max_sequences);
   const cuda::OpsLimits sizes{limits.max_tokens, limits.max_sequences, config.heads, config.head_dim, 2 * int64_t(config.ffn)};
   auto ops = std::make_unique<cuda::CudaOps>(0, options.dtype, sizes, options.batch_invariant);
-  return std::make_unique<CudaExecutor>(std::move(ops), config, wide, rotary, options.graphs);
+  return std::make_unique<CudaExecutor>(std::move(ops), config, wide, rotary, options);
 }
 
 }  // namespace oarlock

@@ -52,7 +52,7 @@ void check_sampling(const Plan& plan, const ModelConfig& config) {
 
 }  // namespace
 
-void check(const Plan& plan, const ModelConfig& config, const Limits& limits, int64_t blocks) {
+void check(const Plan& plan, const ModelConfig& config, const Limits& limits, int64_t blocks, int drawn) {
   const Batch& batch = plan.batch;
   require(batch.tokens >= 1 && batch.tokens <= limits.max_tokens, "a step of ", batch.tokens, " tokens; 1 to ",
           limits.max_tokens, " fit");
@@ -63,6 +63,7 @@ void check(const Plan& plan, const ModelConfig& config, const Limits& limits, in
   require(batch.block_table_stride >= 1 && batch.block_table_stride <= limits.max_blocks_per_sequence, "block_tables are ",
           batch.block_table_stride, " wide; 1 to ", limits.max_blocks_per_sequence, " fit");
   check_sequences(batch, config, limits, blocks);
+  if (plan.token_sources) check_range("token_sources", plan.token_sources, batch.tokens, -1, drawn);
   check_sampling(plan, config);
 }
 

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "cuda/attention.h"
 #include "cuda/device.h"
 
 namespace oarlock {
@@ -82,8 +83,10 @@ void send_pairs(cudaStream_t stream, const Staging& staging, int slot, const int
 }  // namespace
 
 bool StepShape::operator<(const StepShape& other) const {
-  return std::tie(tokens, sequences, rows, stride, history, bias, masks) <
-         std::tie(other.tokens, other.sequences, other.rows, other.stride, other.history, other.bias, other.masks);
+  auto key = [](const StepShape& s) {
+    return std::tie(s.tokens, s.sequences, s.rows, s.stride, s.history, s.bias, s.masks, s.settled, s.groups);
+  };
+  return key(*this) < key(other);
 }
 
 Staging::~Staging() { release(); }
@@ -113,7 +116,8 @@ bool Staging::reserve(size_t bytes) {
 void StepBuffers::allocate(const ModelConfig& config, const Limits& limits) {
   words_ = (config.vocab + 31) / 32;
   const int64_t tokens = limits.max_tokens, sequences = limits.max_sequences, rows = limits.max_rows;
-  const int64_t entries = 3 * tokens + 2 * sequences + 1 + sequences * limits.max_blocks_per_sequence + rows * 17 + 2;
+  const int64_t entries =
+      4 * tokens + 4 * sequences + 1 + cuda::kMaxGroups + 1 + sequences * limits.max_blocks_per_sequence + rows * 17 + 2;
   base_.reserve(size_t(entries) * 4 + 32 * kAlignment);
 }
 
@@ -128,7 +132,8 @@ void StepBuffers::grow(const Plan& plan) {
   masks_.reserve(size_t(plan.masks) * size_t(words_) * 4);
 }
 
-DeviceStep StepBuffers::send(cudaStream_t stream, int slot, const Plan& plan, const StepShape& shape) {
+DeviceStep StepBuffers::send(cudaStream_t stream, int slot, const Plan& plan, const PrefixGroups& groups,
+                             const StepShape& shape) {
   const Batch& b = plan.batch;
   const Sampling& s = plan.sampling;
   Writer writer(base_.host(slot), base_.device());
@@ -138,11 +143,21 @@ DeviceStep StepBuffers::send(cudaStream_t stream, int slot, const Plan& plan, co
   step.batch.rows = shape.rows;
   step.batch.block_table_stride = shape.stride;
   step.batch.token_ids = writer.put(b.token_ids, b.tokens, shape.tokens, 0);
+  step.token_ids = const_cast<int32_t*>(step.batch.token_ids);
+  step.token_sources = writer.put(plan.token_sources, b.tokens, shape.tokens, -1);
   step.batch.positions = writer.put(b.positions, b.tokens, shape.tokens, 0);
   step.batch.slots = writer.put(b.slots, b.tokens, shape.tokens, -1);
   step.batch.query_starts = writer.put_starts(b.query_starts, b.sequences, shape.sequences, true);
   step.batch.context_lens = writer.put(b.context_lens, b.sequences, shape.sequences, 0);
   step.batch.sample_rows = writer.put(b.sample_rows, b.rows, shape.rows, 0);
+  step.batch.settled = shape.settled;
+  step.batch.groups = shape.groups;
+  if (shape.groups > 0) {
+    const int members = int(groups.members.size());
+    step.batch.shared_blocks = writer.put(groups.shared_blocks.data(), b.sequences, shape.sequences, 0);
+    step.batch.group_members = writer.put(groups.members.data(), members, shape.sequences, 0);
+    step.batch.group_starts = writer.put_starts(groups.starts.data(), groups.groups(), shape.groups, false);
+  }
 
   auto put_row = [&](auto*& placed, const auto* values, auto neutral) {
     placed = writer.put(values, b.rows, shape.rows, neutral);

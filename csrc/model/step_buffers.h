@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "model/plan.h"
+#include "model/shared_prefixes.h"
 
 namespace oarlock {
 
@@ -17,6 +18,8 @@ struct StepShape {
   int tokens = 0, sequences = 0, rows = 0;
   int stride = 0;  // of the block tables
   bool history = false, bias = false, masks = false;
+  bool settled = false;
+  int groups = 0;
 
   bool operator<(const StepShape& other) const;
 };
@@ -25,6 +28,8 @@ struct StepShape {
 struct DeviceStep {
   Batch batch;
   Sampling sampling;
+  int32_t* token_ids = nullptr;            // the batch's, where those that the step before draws are still to be put
+  const int32_t* token_sources = nullptr;  // [tokens] their rows there; -1: the token is known
 };
 
 // Memory on the device and, pinned, on the host, once for each step that may be on its way.
@@ -59,8 +64,9 @@ class StepBuffers {
   bool fits(const Plan& plan) const;
   void grow(const Plan& plan);
 
-  // Writes the plan, padded to `shape`, to a slot of pinned memory, and enqueues its way to the device.
-  DeviceStep send(cudaStream_t stream, int slot, const Plan& plan, const StepShape& shape);
+  // Writes the plan and what its sequences share, padded to `shape`, to a slot of pinned memory, and enqueues its way to the
+  // device.
+  DeviceStep send(cudaStream_t stream, int slot, const Plan& plan, const PrefixGroups& groups, const StepShape& shape);
 
  private:
   int words_ = 0;  // of a mask

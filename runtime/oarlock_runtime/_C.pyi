@@ -31,7 +31,10 @@ class Executor:
         npt.NDArray[np.float32],
         npt.NDArray[np.int32],
     ]:
-        """Token, logprob, top ids, top logprobs and status of each sampled row; overwritten by the next submit."""
+        """Token, logprob, top ids, top logprobs and status of each sampled row.
+
+        The next submit or collect overwrites them.
+        """
 
     @property
     def free_memory(self) -> int:

@@ -124,6 +124,7 @@ class Settings:
         False, "same tokens for a seed whatever else is in the batch (on a CPU that always holds)"
     )
     cuda_graphs: bool = _setting(True, "on a GPU, replay decode steps as CUDA graphs")
+    overlap: bool = _setting(True, "on a GPU, plan and launch a step while the one before it runs")
     queue_limit: int = _setting(
         128, "requests that may wait; more get 429", env=("MAX_CACHED_TASK_NUM",), low=1, high=1 << 20
     )

@@ -19,6 +19,7 @@ class EngineConfig:
     max_waiting: int = 128  # requests in the queue beyond the seats that are free
     eos_ids: tuple[int, ...] = ()
     prefix_cache: bool = True
+    overlap: bool = False  # plan a step while the one before it runs; the executor must take two
     step_weight_bytes: int = 0  # read by a step; these two are for the estimate of bytes read
     bytes_per_block: int = 0
 

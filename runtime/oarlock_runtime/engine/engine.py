@@ -68,20 +68,28 @@ class Engine:
         return self.abort(self._scheduler.request_ids)
 
     def step(self) -> StepOutput | None:
-        """Plans a step, runs it, and returns what came of it; None when there is no work."""
+        """Waits for a step and returns what came of it; None when there is no work.
+
+        Planned and submitted before that: this step, if it was not yet, and with `overlap` the one after it. A request
+        that is added while a step runs thus joins the next but one.
+        """
         begin = time.monotonic()
-        plan = self._scheduler.schedule(begin)
-        if plan is None:
+        while self._scheduler.in_flight < (2 if self.config.overlap else 1):
+            plan = self._scheduler.schedule(begin)
+            if plan is None:
+                break
+            submitted = time.monotonic()
+            self._executor.submit(plan)
+            self._executor_seconds += time.monotonic() - submitted
+        if not self._scheduler.in_flight:
             return None
-        submitted = time.monotonic()
-        self._executor.submit(plan)
+        waited = time.monotonic()
         result = self._executor.collect()
-        collected = time.monotonic()
+        self._executor_seconds += time.monotonic() - waited
         output = self._scheduler.commit(result)
         self._steps += 1
         self._last_step_seconds = time.monotonic() - begin
         self._step_seconds += self._last_step_seconds
-        self._executor_seconds += collected - submitted
         return output
 
     def stats(self) -> EngineStats:

@@ -22,11 +22,12 @@ class DeviceDefaults:
 
     batched_tokens: int  # in a step: enough to keep its arithmetic busy
     kv_memory_share: float  # a GPU's memory is nobody else's
+    overlap: bool  # it takes a step while another runs
 
 
 DEVICES = {
-    "cpu": DeviceDefaults(batched_tokens=512, kv_memory_share=0.5),
-    "cuda": DeviceDefaults(batched_tokens=8192, kv_memory_share=0.9),
+    "cpu": DeviceDefaults(batched_tokens=512, kv_memory_share=0.5, overlap=False),
+    "cuda": DeviceDefaults(batched_tokens=8192, kv_memory_share=0.9, overlap=True),
 }
 
 
@@ -46,13 +47,15 @@ class ExecutorOptions:
     kv_memory_share: float = 0.0  # 0 = the device's
     batch_invariant: bool = False  # a GPU's tokens for a seed don't depend on what else is in the batch
     graphs: bool = True  # a GPU replays decode steps as graphs; the same results without
+    overlap: bool = True  # a GPU takes a step while another runs
 
 
 class CoreExecutor:
     """The engine's Executor over `_C.Executor`, with the figures the engine and the start-up lines need."""
 
-    def __init__(self, core: _C.Executor, max_context: int, max_rows: int) -> None:
+    def __init__(self, core: _C.Executor, max_context: int, max_rows: int, overlap: bool) -> None:
         self._core = core
+        self.overlap = overlap  # for EngineConfig
         self.max_context = max_context
         self.max_rows = max_rows
         self.blocks = core.blocks
@@ -106,7 +109,7 @@ def load_executor(
     load_weights(checkpoint, core, options.quantization, options.dtype, progress)
     free = available_memory() if options.device == "cpu" else core.free_memory
     core.finish(_kv_blocks(options, free, core.bytes_per_block, blocks_per_sequence, checkpoint.path))
-    return CoreExecutor(core, max_context, max_rows)
+    return CoreExecutor(core, max_context, max_rows, options.overlap and DEVICES[options.device].overlap)
 
 
 def _kv_blocks(

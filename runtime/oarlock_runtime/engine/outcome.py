@@ -26,12 +26,13 @@ class Outcome:
 def apply_result(step: Step, result: StepResult, s: Sequences) -> Outcome:
     """Appends the drawn tokens to their sequences and finds those that end with them.
 
-    A sequence that has left its seat since the step was planned is passed over.
+    A sequence that has left its seat since the step was planned is passed over: it was aborted, or the step before
+    this one, which was not known yet, ended it.
     """
-    rows, seats, ids = step.draw_rows, step.draw_seats, step.request_ids
-    stayed = s.request_id[seats] == ids
+    rows, seats = step.draw_rows, step.draw_seats
+    stayed = s.arrival[seats] == step.arrivals
     if not stayed.all():
-        rows, seats, ids = rows[stayed], seats[stayed], ids[stayed]
+        rows, seats = rows[stayed], seats[stayed]
     tokens: Int32s = result.token[rows]
     cached: Int32s = s.length[seats]  # the row that drew was the sequence's last token
     lengths = cached + np.int32(1)
@@ -53,7 +54,7 @@ def apply_result(step: Step, result: StepResult, s: Sequences) -> Outcome:
         if not token_filter.accept(int(tokens[place])):
             finish[place] = Finish.ERROR
 
-    output = StepOutput(ids, tokens, finish)
+    output = StepOutput(s.request_id[seats], tokens, finish)
     output.started = _started(s, seats, cached)
     if step.plan.top_logprobs is not None:
         output.logprobs = _token_logprobs(s, rows, seats, finish, result)
@@ -90,7 +91,7 @@ def _add_prompt_logprobs(output: StepOutput, scores: list[Scores], result: StepR
     """Returns the seats whose prompt could not be scored."""
     broken = []
     for part in scores:
-        if s.request_id[part.seat] != part.request_id:
+        if s.arrival[part.seat] != part.arrival:
             continue
         if result.status[part.rows].any():
             broken.append(part.seat)
@@ -98,7 +99,7 @@ def _add_prompt_logprobs(output: StepOutput, scores: list[Scores], result: StepR
         width = s.request_of(part.seat).sampling.prompt_logprobs
         output.prompt_logprobs.append(
             PromptLogprobs(
-                part.request_id,
+                int(s.request_id[part.seat]),
                 part.first_token,
                 result.logprob[part.rows].copy(),
                 result.top_ids[part.rows, :width].copy(),

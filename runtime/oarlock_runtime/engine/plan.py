@@ -35,6 +35,9 @@ class StepPlan:
     seed: npt.NDArray[np.uint64]  # [R]
     draw: Int32s  # [R] index of this draw in its request
 
+    # Tokens that are not known yet, because the step before this one is still to draw them
+    token_sources: Int32s | None = None  # [T] row of that step whose token goes here; -1: token_ids has it
+
     # Log-probabilities
     top_logprobs: Int32s | None = None  # [R] alternatives wanted; -1 = no log-probability
     target: Int32s | None = None  # [R] >= 0: the token to score instead of drawing one
@@ -59,7 +62,7 @@ class StepPlan:
 
 @dataclass(slots=True)
 class StepResult:
-    """One entry a sampled row. The arrays may be views of buffers that the next step overwrites."""
+    """One entry a sampled row. The arrays may be views of buffers that the next submit or collect overwrites."""
 
     token: Int32s  # [R]
     logprob: Float32s  # [R]
@@ -72,7 +75,8 @@ class Executor(Protocol):
     """Runs steps in the order in which they are submitted."""
 
     def submit(self, plan: StepPlan) -> None:
-        """Starts a step. The plan's arrays may be reused when this returns."""
+        """Starts a step. The plan's arrays may be reused when this returns. One that overlaps takes a second step,
+        with token_sources, before the first is collected."""
 
     def collect(self) -> StepResult:
         """Waits for the oldest submitted step."""

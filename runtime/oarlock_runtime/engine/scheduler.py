@@ -5,11 +5,12 @@ in order of arrival. A sequence is admitted when its whole prompt has blocks, wi
 When a decoding sequence finds no block, the last that arrived gives its blocks back and is computed again later.
 
 schedule() reads and writes queues, block tables and `computed`; commit() reads and writes tokens, lengths and endings.
-They meet only in the list of steps in flight. That is what an overlapped loop needs, which schedules step N + 1 before
-it knows the tokens of step N: a decoding sequence's position, slot and context follow from its length alone, which
-then grows in schedule(); its token id is fed forward on the device; and commit() already passes over sequences that
-have left their seat meanwhile. Executors run steps in order, so that a block freed while a step is in flight may be
-given away at once: whatever that step writes there is overwritten before it is read.
+They meet only in the list of steps in flight, so that an overlapped loop may schedule step N + 1 before it commits
+step N: a decoding sequence's position, slot and context follow from `computed`, its token is fed forward on the device,
+and one that reaches its limit in step N is left out. One that turns out to have ended otherwise has computed a token in
+vain: commit() passes over sequences that have left their seat. Executors run steps in order, so that a block freed
+while a step is in flight may be given away at once: whatever that step writes there is overwritten before it is read.
+What can't be planned ahead waits for the result: penalties and grammars, which look at the token, and preemption.
 """
 
 import bisect
@@ -26,7 +27,7 @@ from oarlock_runtime.engine.outcome import apply_result
 from oarlock_runtime.engine.output import StepOutput
 from oarlock_runtime.engine.plan import StepPlan, StepResult
 from oarlock_runtime.engine.request import Finish, Request, check_request
-from oarlock_runtime.engine.sequences import Seats, Sequences
+from oarlock_runtime.engine.sequences import NEEDS_FILTER, NEEDS_HISTORY, Seats, Sequences
 from oarlock_runtime.engine.step import Chunk, Step, build_step
 from oarlock_runtime.engine.waiting import WaitingQueue
 from oarlock_runtime.errors import RequestError
@@ -76,7 +77,12 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._seats or len(self.waiting))
+        return bool(self._seats or len(self.waiting) or self._in_flight)
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that were scheduled and not committed."""
+        return len(self._in_flight)
 
     @property
     def request_ids(self) -> list[int]:
@@ -106,18 +112,20 @@ class Scheduler:
     # ---- the step
 
     def schedule(self, now: float) -> StepPlan | None:
-        """The next step, or None when there is no work."""
-        self._grow()
-        running = len(self.decoding)
+        """The next step, or None when there is no work or, with a step in flight, none that needs no result of it."""
+        if not self._grow():
+            return None
+        decoding = self._going_on()
+        running = len(decoding)
         budget = _Budget(self.config.max_batched_tokens - running, self.config.max_rows - running, [])
         for seat in self.prefilling:
             self._take_chunk(seat, budget)
         self._admit(budget, now)
         if not running and not budget.chunks:
             return None
-        step = build_step(self.sequences, self.decoding, budget.chunks, self.config.vocab)
+        step = build_step(self.sequences, decoding, budget.chunks, self.config.vocab, ahead=bool(self._in_flight))
         self._in_flight.append(step)
-        self.sequences.computed[self.decoding] += 1
+        self.sequences.computed[decoding] += 1
         prefilled = [chunk.seat for chunk in budget.chunks if chunk.draws]
         if prefilled:
             self.prefilling = [seat for seat in self.prefilling if seat not in prefilled]
@@ -143,11 +151,25 @@ class Scheduler:
 
     # ---- blocks for the running
 
-    def _grow(self) -> None:
-        while len(needy := self.cache.without_block(self.decoding)) > self.cache.pool.available:
+    def _going_on(self) -> Seats:
+        """The decoding sequences that the step in flight, if there is one, does not bring to their limit."""
+        if not self._in_flight:
+            return self.decoding
+        s = self.sequences
+        going: Seats = self.decoding[s.computed[self.decoding] + 1 < s.limit[self.decoding]]
+        return going
+
+    def _grow(self) -> bool:
+        """Gives a block to each sequence that needs one for its next token; False when a result must come first."""
+        if self._in_flight and (self.sequences.needs[self._going_on()] & (NEEDS_HISTORY | NEEDS_FILTER)).any():
+            return False
+        while len(needy := self.cache.without_block(self._going_on())) > self.cache.pool.available:
+            if self._in_flight:
+                return False  # it may end sequences, which leave their blocks
             self._preempt_last_arrived()
         if len(needy):
             self.cache.append_block(needy)
+        return True
 
     def _preempt_last_arrived(self) -> None:
         def arrival(seat: int) -> int:

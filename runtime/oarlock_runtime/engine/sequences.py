@@ -35,11 +35,12 @@ class Sequences:
         self.block_tables = _lazy_int32s(seats, -(-max_context // BLOCK_TOKENS))
 
         # Facts that a step gathers together lie in one matrix, [fact, seat]; the names below are its rows.
-        self.integers = np.zeros((6, seats), np.int32)
+        self.integers = np.zeros((7, seats), np.int32)
         (
             self.length,  # tokens known
             self.computed,  # tokens whose keys and values are cached, or will be by the steps submitted so far
-            self.last_token,
+            self.last_token,  # drawn by the last step that was committed
+            self.draw_row,  # row that drew in the last step that was submitted
             self.prompt_length,
             self.top_k,
             self.top_logprobs,
@@ -61,7 +62,7 @@ class Sequences:
         self.needs = np.zeros(seats, np.uint8)
 
         self.request_id = np.full(seats, -1, np.int64)
-        self.arrival = np.zeros(seats, np.int64)  # number of the request, in order of arrival
+        self.arrival = np.full(seats, -1, np.int64)  # number of the request, in order of arrival; no two have the same
         self.cached_tokens = np.zeros(seats, np.int32)
         self.queue_seconds = np.zeros(seats, np.float32)
         self.scored = np.zeros(seats, np.int32)  # prompt tokens whose log-probability has been asked for
@@ -80,7 +81,7 @@ class Sequences:
         sampling = request.sampling
         prompt = len(request.prompt)
         self.tokens[seat, :prompt] = request.prompt
-        self.integers[:, seat] = (prompt, 0, -1, prompt, max(sampling.top_k, 0), sampling.top_logprobs)
+        self.integers[:, seat] = (prompt, 0, -1, -1, prompt, max(sampling.top_k, 0), sampling.top_logprobs)
         self.floats[:, seat] = (
             sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0,
             sampling.top_p,
@@ -119,7 +120,7 @@ class Sequences:
         self.queue_seconds[seat] = queue_seconds
 
     def leave(self, seat: int) -> None:
-        self.request_id[seat] = -1
+        self.request_id[seat] = self.arrival[seat] = -1
         self.request[seat] = None
         self.history[seat] = None
         self.chain[seat] = []
@@ -141,10 +142,10 @@ class Sequences:
         self.block_tables[seat, held : held + len(blocks)] = blocks
         self.blocks_held[seat] = held + len(blocks)
 
-    def lift_bans(self, seats: Seats) -> None:
-        """Lets those of these sequences end that have drawn their min_tokens."""
+    def lift_bans(self, seats: Seats, lengths: npt.NDArray[np.int32]) -> None:
+        """Lets those of these sequences end that have drawn their min_tokens when they are `lengths` long."""
         banned_until = self.banned_until[seats]
-        for seat in seats[(banned_until > 0) & (self.length[seats] >= banned_until)].tolist():
+        for seat in seats[(banned_until > 0) & (lengths >= banned_until)].tolist():
             self.banned_until[seat] = 0
             self.bias[seat] = _bias(self.request_of(seat).sampling.logit_bias, ())
 

@@ -34,7 +34,7 @@ class Scores:
     """Rows of a result that hold prompt log-probabilities."""
 
     seat: int
-    request_id: int
+    arrival: int
     first_token: int  # index in the prompt of the first row's target
     rows: slice
 
@@ -46,20 +46,25 @@ class Step:
     plan: StepPlan
     draw_rows: npt.NDArray[np.intp]  # [D] rows that draw a token
     draw_seats: Seats  # [D]
-    request_ids: npt.NDArray[np.int64]  # [D] who sat there: a seat may have changed hands when the result comes
+    arrivals: npt.NDArray[np.int64]  # [D] who sat there: a seat may have changed hands when the result comes
     scores: list[Scores]
 
 
-def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab: int) -> Step:
-    """`decoding` sequences compute their last token; all blocks are in the tables."""
+def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab: int, ahead: bool = False) -> Step:
+    """`decoding` sequences compute their last token; all blocks are in the tables.
+
+    ahead: the step before this one draws those tokens and is still to be committed.
+    """
     s = sequences
     ones = len(decoding)
     positions: Int32s = s.computed[decoding]
-    token_ids: Int32s = s.last_token[decoding]
+    token_ids: Int32s = np.zeros(ones, np.int32) if ahead else s.last_token[decoding]
+    token_sources: Int32s | None = s.draw_row[decoding] if ahead and ones else None
     blocks: Int32s = s.block_tables[decoding, positions // BLOCK_TOKENS]
     query_starts = np.arange(ones + len(chunks) + 1, dtype=np.int32)
     context_lens: Int32s = positions + np.int32(1)
     row_seats, draw_rows, draw_seats = decoding, np.arange(ones), decoding
+    row_lengths = context_lens  # of the rows' sequences, when the row draws
     sample_rows: Int32s = query_starts[:ones]
     targets: Int32s | None = None
     scores: list[Scores] = []
@@ -76,8 +81,11 @@ def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab
             (token_ids, *(s.tokens[c.seat, c.start : end] for c, end in zip(chunks, ends, strict=True)))
         )
         positions = np.concatenate((positions, *spans))
+        if token_sources is not None:
+            token_sources = np.concatenate((token_sources, np.full(len(token_ids) - ones, -1, np.int32)))
         rows = _Rows(s, chunks, query_starts[ones:], ones)
         row_seats = np.concatenate((decoding, rows.seats))
+        row_lengths = np.concatenate((row_lengths[:ones], s.length[rows.seats]))
         draw_rows = np.concatenate((draw_rows, rows.draws))
         draw_seats = row_seats[draw_rows]
         sample_rows = np.concatenate((sample_rows, rows.tokens))
@@ -85,7 +93,6 @@ def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab
         if scores:
             targets = np.concatenate((np.full(ones, -1, np.int32), rows.targets))
 
-    draws = s.length[row_seats] - s.prompt_length[row_seats]
     floats = s.floats.take(row_seats, axis=1)
     plan = StepPlan(
         token_ids=token_ids,
@@ -100,12 +107,14 @@ def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab
         min_p=floats[2],
         top_k=s.top_k[row_seats],
         seed=s.seed[row_seats],
-        draw=draws,
+        draw=row_lengths - s.prompt_length[row_seats],
+        token_sources=token_sources,
         target=targets,
     )
-    _add_optional_groups(plan, s, row_seats, draw_rows, draw_seats, floats)
+    s.draw_row[draw_seats] = draw_rows
+    _add_optional_groups(plan, s, row_seats, row_lengths, draw_rows, draw_seats, floats)
     _add_masks(plan, s, draw_rows, draw_seats, vocab)
-    return Step(plan, draw_rows, draw_seats, s.request_id[draw_seats], scores)
+    return Step(plan, draw_rows, draw_seats, s.arrival[draw_seats], scores)
 
 
 class _Rows:
@@ -123,7 +132,7 @@ class _Rows:
                 targets.append(s.tokens[chunk.seat, target : target + chunk.scored])
                 seats += [chunk.seat] * chunk.scored
                 rows = slice(row, row + chunk.scored)
-                self.scores.append(Scores(chunk.seat, int(s.request_id[chunk.seat]), target, rows))
+                self.scores.append(Scores(chunk.seat, int(s.arrival[chunk.seat]), target, rows))
                 row += chunk.scored
             if chunk.draws:
                 tokens.append(np.array([start + chunk.count - 1], np.int32))
@@ -139,7 +148,13 @@ class _Rows:
 
 
 def _add_optional_groups(
-    plan: StepPlan, s: Sequences, row_seats: Seats, draw_rows: Seats, draw_seats: Seats, floats: Float32s
+    plan: StepPlan,
+    s: Sequences,
+    row_seats: Seats,
+    row_lengths: Int32s,
+    draw_rows: Seats,
+    draw_seats: Seats,
+    floats: Float32s,
 ) -> None:
     """Log-probabilities, penalties and bias, where a sequence of this step needs them."""
     needs = s.needs[draw_seats]
@@ -159,7 +174,7 @@ def _add_optional_groups(
         plan.history_ids, plan.history_counts = np.concatenate(columns, axis=1)
     if wanted & NEEDS_BIAS:
         chosen = np.flatnonzero(needs & NEEDS_BIAS)
-        s.lift_bans(draw_seats[chosen])
+        s.lift_bans(draw_seats[chosen], row_lengths[draw_rows[chosen]])
         biases = [s.bias[seat] for seat in draw_seats[chosen].tolist()]
         plan.bias_starts = _starts(rows, draw_rows[chosen], [len(ids) for ids, _ in biases])
         plan.bias_ids = np.concatenate([ids for ids, _ in biases])

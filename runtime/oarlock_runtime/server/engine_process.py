@@ -57,6 +57,7 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         max_waiting=settings.queue_limit,
         eos_ids=checkpoint.spec.eos_ids,
         prefix_cache=settings.prefix_cache,
+        overlap=executor.overlap,
         step_weight_bytes=executor.step_weight_bytes,
         bytes_per_block=executor.bytes_per_block,
     )
@@ -128,6 +129,7 @@ def _load(checkpoint: Checkpoint, settings: Settings, control: Control) -> CoreE
         kv_memory_share=settings.kv_memory_share,
         batch_invariant=settings.batch_invariant,
         graphs=settings.cuda_graphs,
+        overlap=settings.overlap,
     )
     try:
         return load_executor(checkpoint, options, report)

@@ -34,6 +34,7 @@ def configs(draw: st.DrawFn, crowded: bool) -> EngineConfig:
         max_waiting=draw(st.sampled_from([8, 1])),
         eos_ids=EOS,
         prefix_cache=draw(st.sampled_from([True, True, False])),
+        overlap=draw(st.booleans()),
     )
 
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def test_every_family_follows_the_cpu(tmp_path: Path, family: str, dtype: str) -
 
 
 @pytest.mark.skipif(not REAL_MODEL, reason="TEST_MODEL names no model")
-@pytest.mark.parametrize(("dtype", "margin"), [("bf16", 0.15), ("f16", 0.1)])
+@pytest.mark.parametrize(("dtype", "margin"), [("bf16", 0.1), ("f16", 0.1)])
 def test_real_weights_pick_the_reference_token(dtype: str, margin: float) -> None:
     texts = forced_texts(load_tokenizer(REAL_MODEL))
     executor = load_executor(open_checkpoint(REAL_MODEL), replace(CUDA, dtype=dtype))
@@ -148,9 +149,50 @@ def test_two_steps_on_their_way(tmp_path: Path) -> None:
             executor.submit(plans[0])
 
 
-def generate(executor: CoreExecutor, requests: list[Request], blocks: int) -> dict[int, list[int]]:
+def test_a_step_goes_on_with_the_tokens_of_the_one_before(tmp_path: Path) -> None:
+    """Fed forward on the device, into the places that the second plan leaves open."""
+    checkpoint = tiny(tmp_path)
+    executor = load_executor(checkpoint, replace(CUDA, batch_invariant=True))
+    for batch in (5, 5, 5, 33, 33, 33):  # call by call, captured, replayed
+        before, after = step_plan(checkpoint.spec.vocab, batch, 1, 70), step_plan(checkpoint.spec.vocab, batch, 1, 71)
+        before.temperature[:], before.seed[:] = 1, np.arange(batch)
+        rows = np.random.default_rng(batch).permutation(batch).astype(np.int32)
+        rows[::4] = -1
+        after.block_tables = before.block_tables
+        first = run(executor, before)
+        after.token_ids = np.where(rows < 0, after.token_ids, first.token[rows])
+        second = run(executor, after)
+        after.token_ids = np.where(rows < 0, after.token_ids, 0)
+        after.token_sources = rows
+        executor.submit(before)
+        executor.submit(after)
+        same(executor.collect(), first)
+        same(executor.collect(), second)
+        after.token_sources = np.full(batch, batch, np.int32)
+        with pytest.raises(ValueError, match=f"token_sources.*is {batch}, outside -1 to {batch - 1}"):
+            executor.submit(after)
+
+
+class Jittery:
+    """An executor whose host is late at random."""
+
+    def __init__(self, executor: CoreExecutor, seed: int) -> None:
+        self._executor, self._dice = executor, np.random.default_rng(seed)
+
+    def submit(self, plan: StepPlan) -> None:
+        time.sleep(self._dice.choice([0, 0, 0.003]))
+        self._executor.submit(plan)
+
+    def collect(self) -> StepResult:
+        time.sleep(self._dice.choice([0, 0, 0.003]))
+        return self._executor.collect()
+
+
+def generate(
+    executor: CoreExecutor, requests: list[Request], blocks: int, overlap: bool = False, seed: int = 0
+) -> dict[int, list[int]]:
     engine = Engine(
-        executor,
+        Jittery(executor, seed),
         EngineConfig(
             vocab=256,
             max_context=448,
@@ -158,6 +200,7 @@ def generate(executor: CoreExecutor, requests: list[Request], blocks: int) -> di
             max_batched_tokens=96,
             max_rows=executor.max_rows,
             blocks=blocks,
+            overlap=overlap,
         ),
     )
     for request in requests:
@@ -174,7 +217,8 @@ def generate(executor: CoreExecutor, requests: list[Request], blocks: int) -> di
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_crowded_engine_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """With few blocks and preemption, graphs or none: the same tokens each time."""
+    """With few blocks and preemption, graphs or none, steps that overlap or not: the same tokens, and those of ample
+    blocks."""
     monkeypatch.setattr(kv_cache, "ROOM_BLOCKS", 0)
     checkpoint = tiny(tmp_path)
     random = np.random.default_rng(seed)
@@ -186,7 +230,7 @@ def test_a_crowded_engine_repeats_itself(tmp_path: Path, monkeypatch: pytest.Mon
                 max_tokens=int(random.integers(20, 150)),
                 temperature=float(random.choice([0, 0.8])),
                 seed=number,
-                repetition_penalty=float(random.choice([1, 1.2])),
+                repetition_penalty=float(random.choice([1, 1, 1, 1.2])),
                 ignore_eos=True,
             ),
         )
@@ -196,8 +240,11 @@ def test_a_crowded_engine_repeats_itself(tmp_path: Path, monkeypatch: pytest.Mon
     graphs = load_executor(checkpoint, small)
     first = generate(graphs, requests, 12)
     assert all(len(first[request.request_id]) == request.sampling.max_tokens for request in requests)
-    assert generate(graphs, requests, 12) == first
+    for overlap in (True, False):
+        assert generate(graphs, requests, 12, overlap, seed=1) == first
     assert generate(load_executor(checkpoint, replace(small, graphs=False)), requests, 12) == first
+    for overlap in (True, False):
+        assert generate(load_executor(checkpoint, replace(small, kv_blocks=64)), requests, 64, overlap) == first
 
 
 def test_what_the_device_lacks_is_refused(tmp_path: Path) -> None:

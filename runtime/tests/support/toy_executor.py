@@ -5,7 +5,8 @@ position's token fails at once. `expected_tokens` says what must come out, witho
 """
 
 import zlib
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
 
 
 class ToyExecutor:
+    """Takes two steps, as a device does that runs behind: the second may name the first's tokens by their rows."""
+
     def __init__(
         self, vocab: int, blocks: int, *, broken_token: int = -1, max_tokens: int = 0, max_rows: int = 0
     ) -> None:
@@ -24,16 +27,21 @@ class ToyExecutor:
         self.steps = 0
         self._tokens = np.full(blocks * BLOCK_TOKENS, -1, np.int64)
         self._positions = np.full(blocks * BLOCK_TOKENS, -1, np.int64)
-        self._plan: StepPlan | None = None
+        self._plans: deque[StepPlan] = deque()
+        self._drawn = np.zeros(0, np.int32)
 
     def submit(self, plan: StepPlan) -> None:
-        assert self._plan is None
-        self._plan = plan
+        assert len(self._plans) < 2
+        assert self._plans or plan.token_sources is None, "there is no step to take tokens from"
+        self._plans.append(plan)
 
     def collect(self) -> StepResult:
-        plan, self._plan = self._plan, None
-        assert plan is not None
+        plan = self._plans.popleft()
         self.steps += 1
+        if plan.token_sources is not None:
+            plan = replace(plan, token_ids=plan.token_ids.copy())
+            fed = plan.token_sources >= 0
+            plan.token_ids[fed] = self._drawn[plan.token_sources[fed]]
         for array in (plan.token_ids, plan.positions, plan.slots, plan.query_starts, plan.context_lens, plan.top_k):
             assert array.dtype == np.int32 and array.flags.c_contiguous
         assert plan.block_tables.flags.c_contiguous
@@ -42,8 +50,9 @@ class ToyExecutor:
         self._tokens[plan.slots] = plan.token_ids
         self._positions[plan.slots] = plan.positions
         rows = [self._row(plan, row) for row in range(len(plan.sample_rows))]
+        self._drawn = np.array([row[0] for row in rows], np.int32)
         return StepResult(
-            token=np.array([row[0] for row in rows], np.int32),
+            token=self._drawn,
             logprob=np.array([row[1] for row in rows], np.float32),
             top_ids=np.array([row[2] for row in rows], np.int32).reshape(-1, MAX_TOP_LOGPROBS),
             top_logprobs=np.array([row[3] for row in rows], np.float32).reshape(-1, MAX_TOP_LOGPROBS),

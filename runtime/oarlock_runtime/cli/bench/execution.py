@@ -28,6 +28,9 @@ def execution_flags(flags: argparse._ActionsContainer) -> None:
     flags.add_argument(
         "--no-graphs", action="store_true", help="on a GPU, launch every kernel of a decode step by itself"
     )
+    flags.add_argument(
+        "--no-overlap", action="store_true", help="on a GPU, plan a step only when the one before it has ended"
+    )
     flags.add_argument("--threads", type=integer(0, 1024), default=0, help="default: one for each core")
 
 

@@ -30,6 +30,7 @@ def load(
         max_context=min(context, checkpoint.spec.max_context),
         max_batched_tokens=max(step_tokens, sequences),
         graphs=not flags.no_graphs,
+        overlap=not flags.no_overlap,
         kv_blocks=sequences * -(-context // BLOCK_TOKENS),
     )
     with progress(f"loading {Path(checkpoint.path).name}", in_bytes=True) as shown:

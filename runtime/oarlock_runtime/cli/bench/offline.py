@@ -141,6 +141,7 @@ def make_engine(
         blocks=executor.blocks,
         max_waiting=max(flags.warmup, *(count for _, count in loads)),
         eos_ids=checkpoint.spec.eos_ids,
+        overlap=executor.overlap,
     )
     return Engine(executor, config)
 

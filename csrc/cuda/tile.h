@@ -1,0 +1,28 @@
+// The product for 33 to 128 rows: weights stream through as in stream.h, but tiles are high, so that x is read less often.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "base/ops.h"
+#include "cuda/device.h"
+#include "cuda/stream.h"
+
+namespace oarlock::cuda {
+
+constexpr int kTileMaxRows = 128;
+
+// How a product is cut. A cluster of pair * splits blocks has `pair` tiles, one above the other, whose columns are shared
+// out among `splits` blocks each.
+struct TilePlan {
+  int tile_rows = 0;  // of the weight, 65 to 256, a multiple of 8, or of 16 before a gate
+  int splits = 1;     // 1, 2 or 4; more than 1 only where every block has one tile
+  int pair = 1;       // 1 or 2: blocks that load x together
+};
+
+// The plan that should be quickest for `rows` rows of x.
+TilePlan choose_tile_plan(const Device& device, const StreamWeight& weight, int64_t rows, After after);
+
+void tile_product(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
+                  const float* bias, After after, const TilePlan& plan);
+
+}  // namespace oarlock::cuda
