@@ -8,6 +8,7 @@ from typing import get_args
 from oarlock_operator.api.server import Server
 from oarlock_operator.api.status import ConditionType
 from oarlock_operator.controller.metrics import Metrics
+from oarlock_operator.decide.report import _TOLD_OF_READY
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs/cluster.md", ROOT / "charts/oarlock/README.md"]
@@ -28,8 +29,9 @@ def test_every_condition_and_its_reasons_are_told() -> None:
 
 
 def test_every_event_is_told() -> None:
-    events = set(re.findall(r'Event\("(\w+)"', (DECIDE / "decision.py").read_text()))
-    assert len(events) > 9
+    text = "".join(file.read_text() for file in DECIDE.glob("*.py"))
+    events = set(re.findall(r'Event\("(\w+)"', text)) | set(_TOLD_OF_READY)
+    assert len(events) > 13
     assert not events - words(*PAGES)
 
 
