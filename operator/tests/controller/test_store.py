@@ -1,13 +1,9 @@
-"""Versions, deletions and ownership in the store; what a log line of a download tells."""
+"""Versions, deletions and ownership in the store."""
 
 from typing import Any
 
-import pytest
-
 from oarlock_operator.api import names
 from oarlock_operator.controller.store import Store
-from oarlock_operator.decide.progress import progress_from
-from oarlock_operator.decide.snapshot import Progress
 
 
 def pod(version: int, uid: str = "u", **metadata: Any) -> dict[str, Any]:
@@ -53,18 +49,3 @@ def test_only_what_is_read_is_kept() -> None:
 
 def test_strangers_are_ignored() -> None:
     assert Store().put(pod(5, labels={"app": "other"})) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "progress"),
-    [
-        ("downloading m.gguf: 12.0 MiB of 96.0 MiB (12%), 2.0 MiB/s", Progress(12 << 20, 96 << 20, 2 << 20)),
-        ("downloading m.gguf: 1.5 KiB", Progress(1536)),
-        ("retrying m.gguf: 2.0 GiB of 4.0 GiB (50%) (no answer)\n", Progress(2 << 30, 4 << 30)),
-        ("downloading a: 1 B of 2 B (50%)\n\nverifying a", Progress(1, 2)),
-        ("", None),
-        ("error: no such model", None),
-    ],
-)
-def test_progress_lines(text: str, progress: Progress | None) -> None:
-    assert progress_from(text) == progress

@@ -45,6 +45,7 @@ def test_a_file_is_fetched_once_and_found_again(server: FileServer, tmp_path: Pa
     path = fetch(server, tmp_path, progress=seen.append)
     assert path.name == "model.gguf" and path.read_bytes() == MODEL
     assert (seen[0].state, seen[-1].state, seen[-1].done) == ("downloading", "done", len(MODEL))
+    assert {update.total for update in seen if update.done} == {len(MODEL)}
     assert sorted(file.name for file in path.parent.iterdir()) == [MARKER, ".lock", "model.gguf"]
     count = len(server.log)
     assert fetch(server, tmp_path) == path
@@ -189,6 +190,24 @@ def test_a_directory_on_a_web_server(server: FileServer, tmp_path: Path) -> None
     server.files["/qwen/model.safetensors.index.json"] = as_json({"weight_map": {"a": "../../etc/passwd"}})
     with pytest.raises(SourceError, match="weight_map: is not a table"):
         fetch(server, tmp_path / "other", "/qwen/")
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_shards_are_counted_together_where_the_server_tells_their_sizes(
+    heads: bool, server: FileServer, tmp_path: Path
+) -> None:
+    shards = {f"model-{number}-of-2.safetensors": bytes(number * 400_000) for number in (1, 2)}
+    others = {"config.json": b"{}", "tokenizer.json": b"{}"}
+    others["model.safetensors.index.json"] = as_json({"weight_map": {name: name for name in shards}})
+    server.files |= {f"/big/{name}": content for name, content in (shards | others).items()}
+    server.heads = heads
+    seen: list[Progress] = []
+    folder = fetch(server, tmp_path, "/big/", progress=seen.append)
+    assert all((folder / name).read_bytes() == content for name, content in shards.items())
+    whole = sum(map(len, (shards | others).values()))
+    assert (seen[-1].done, seen[-1].total) == (whole, whole)
+    first = [update for update in seen if update.file == "model-1-of-2.safetensors"]
+    assert {update.total for update in first} == {whole if heads else None}
 
 
 def hub_files(server: FileServer, files: dict[str, bytes], repo: str = "org/name", revision: str = "main") -> None:

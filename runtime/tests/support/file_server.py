@@ -26,6 +26,7 @@ class FileServer:
     headers_seen: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
     etags: bool = True
+    heads: bool = True  # whether HEAD is answered
     closing: threading.Event = field(default_factory=threading.Event)
 
 
@@ -78,6 +79,11 @@ class _Handler(BaseHTTPRequestHandler):
             extra["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self._head(status, len(content) - start, extra)
         self._send(content[start:], fault)
+
+    def do_HEAD(self) -> None:
+        content = self.server_state.files.get(self.path)
+        refused = content is None or not self.server_state.heads
+        self._head(405 if refused else 200, 0 if content is None else len(content), {})
 
     def _send(self, body: bytes, fault: tuple[Any, ...]) -> None:
         if fault[0] not in ("cut", "stall", "drip"):

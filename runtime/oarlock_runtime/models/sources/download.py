@@ -40,7 +40,10 @@ class FetchLimits:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch. size and sha256 are checked where they are known; an optional one may be missing (404)."""
+    """A file to fetch. size and sha256 are checked where they are known; an optional one may be missing (404).
+
+    After the last file of a model no other comes: once the server tells its size, that of the whole is known.
+    """
 
     url: str
     name: str
@@ -48,6 +51,7 @@ class RemoteFile:
     sha256: str | None = None
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     optional: bool = False
+    last: bool = False
 
 
 class _Cut(Exception):
@@ -102,6 +106,14 @@ class Downloader:
                 if fruitless >= self.limits.attempts:
                     raise SourceError(f"{remote.url}: {reason} (tried {fruitless} times)") from error
                 self._pause(error, fruitless, reason)
+
+    def size(self, url: str) -> int | None:
+        """Bytes of a file, where the server tells without sending it. Asked once: only the progress depends on it."""
+        try:
+            response = self._client.head(url)
+        except httpx.HTTPError:
+            return None
+        return _total_of(response) if response.status_code == 200 else None
 
     def _pause(self, error: Exception, fruitless: int, reason: str) -> None:
         pause = min(self.limits.backoff_s * 2 ** max(fruitless - 1, 0), self.limits.longest_backoff_s)
@@ -163,6 +175,8 @@ class _Transfer:
         encoded = response.headers.get("content-encoding", "identity") != "identity"
         total = None if encoded else _total_of(response)
         self._check_size(total)
+        if self.remote.last and total is not None:
+            self.meter.expect_more(total)
         if not self.done:
             self.version = _version_of(response)
             write_atomically(self.notes, json.dumps({"url": self.remote.url, "version": self.version}).encode())

@@ -45,6 +45,10 @@ class Meter:
         """How many bytes all files have together, if that is known."""
         self._total = total
 
+    def expect_more(self, more: int) -> None:
+        """How many bytes follow after the files that are complete."""
+        self._total = self._before + more
+
     def begin(self, file: str, done: int) -> None:
         """The present file, of which `done` bytes are here already."""
         self._file, self._done = file, done

@@ -22,7 +22,7 @@ def fetch_web(uri: str, entry: CacheEntry, downloader: Downloader) -> Path:
     name = unquote(parts.path.rpartition("/")[2])
     if name.endswith(".gguf"):
         sha256 = _digest_in(parts.fragment, uri) or _digest_beside(url, bool(parts.query), entry.folder, downloader)
-        downloader.fetch(RemoteFile(url, name, sha256=sha256), entry.folder)
+        downloader.fetch(RemoteFile(url, name, sha256=sha256, last=True), entry.folder)
         return entry.complete([name], name)
     if name:
         raise SourceError(f"{uri}: must end in .gguf, or in / for a directory with config.json and safetensors")
@@ -30,8 +30,8 @@ def fetch_web(uri: str, entry: CacheEntry, downloader: Downloader) -> Path:
 
 
 def _fetch_directory(url: str, entry: CacheEntry, downloader: Downloader) -> Path:
-    def fetch(name: str, optional: bool = False) -> bool:
-        return downloader.fetch(RemoteFile(urljoin(url, name), name, optional=optional), entry.folder)
+    def fetch(name: str, optional: bool = False, last: bool = False) -> bool:
+        return downloader.fetch(RemoteFile(urljoin(url, name), name, optional=optional, last=last), entry.folder)
 
     fetch("config.json")
     names = ["config.json", *(name for name in OPTIONAL_FILES if fetch(name, optional=True))]
@@ -43,8 +43,11 @@ def _fetch_directory(url: str, entry: CacheEntry, downloader: Downloader) -> Pat
     if fetch(INDEX, optional=True):
         names.append(INDEX)
         weights = shard_names(entry.folder / INDEX)
+    sizes = [downloader.size(urljoin(url, name)) for name in weights] if len(weights) > 1 else [None]
+    if None not in sizes:
+        downloader.meter.expect_more(sum(size for size in sizes if size is not None))
     for name in weights:
-        fetch(name)
+        fetch(name, last=name == weights[-1] and None in sizes)
     return entry.complete([*names, *weights], ".")
 
 
