@@ -141,6 +141,21 @@ class Settings:
     )
     api_key: str = _setting("", "keys that clients must send, separated by commas; none = open", secret=True)
 
+    # PaddleNLP's private dialect
+    strict_paddle: bool = _setting(
+        False, "keep the quirks of PaddleNLP's server that a client could depend on, instead of correcting them"
+    )
+    disable_streaming: bool = _setting(
+        False, "send only the last frame of a private request", env=("DISABLE_STREAMING",)
+    )
+    hf_tokenizer: bool = _setting(
+        False, "a private request's text goes to the model without a chat template", env=("USE_HF_TOKENIZER",)
+    )
+    stop_sequences: int = _setting(5, "stop sequences of a private request", env=("MAX_STOP_SEQS_NUM",), low=0, high=64)
+    stop_sequence_tokens: int = _setting(
+        8, "longest stop sequence of a private request", env=("STOP_SEQS_MAX_LEN",), unit="tokens", low=1, high=256
+    )
+
     # Limits on a request
     request_timeout: float = _setting(600.0, "longest life of a request", unit="seconds", low=1, high=86400)
     body_limit: int = _setting(4 << 20, "largest request body", unit="bytes", low=1 << 10, high=1 << 30)

@@ -60,7 +60,7 @@ class Conversation:
         """Sends a message and yields the answer piece by piece; one that is cut short is kept as it is."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         question = {"role": "user", "content": text}
-        body = {"messages": [*system, *self.messages, question], "stream": True, **self._options}
+        body = {"model": "default", "messages": [*system, *self.messages, question], "stream": True, **self._options}
         answer = ""
         try:
             for piece in self._stream(body):

@@ -109,6 +109,10 @@ class Call:
             self.end()
             self._wake()
 
+    def failed_with(self, error: Exception) -> bool:
+        """Whether `error` is what the call was failed with."""
+        return error is self._error
+
     def end(self, choice: int | None = None) -> None:
         """Nobody wants more of this call (or of one of its choices). Harmless when it has ended."""
         for index, stream in enumerate(self._streams):

@@ -49,6 +49,7 @@ class Service:
         self.calls = Calls(
             slow_reader_seconds=settings.slow_reader_seconds, slow_reader_tokens=settings.slow_reader_tokens
         )
+        self.live: set[str] = set()  # the req_id of each running private request, of which none may come twice
         self.metrics = ServerMetrics()
         self.version = package_version()
         self.model = settings.model_name

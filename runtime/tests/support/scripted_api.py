@@ -12,6 +12,7 @@ import uvicorn
 
 from oarlock_runtime.engine.request import Finish
 from oarlock_runtime.engine.sampling import SamplingParams
+from oarlock_runtime.engine.stats import EngineStats
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.ipc.messages import EngineReady
 from oarlock_runtime.ipc.stream import Chunk, Logprob, TokenStream
@@ -46,6 +47,7 @@ class ScriptedClient:
         self.seats = 1000  # requests at once; more are refused
         self.fail_after = -1  # tokens after which a request ends with an error
         self.heartbeat_age = 0.0
+        self.stats = EngineStats()
         self.added: list[tuple[list[int], SamplingParams]] = []
         self.salts: list[str] = []
         self.running = 0

@@ -16,14 +16,22 @@ from oarlock_runtime.errors import RequestError
 from oarlock_runtime.server.http.exchange import Receive, Scope, Send, send_error
 from oarlock_runtime.server.http.handler import GenerationEndpoint
 from oarlock_runtime.server.http.openapi import UNKNOWN_MODEL, describe
+from oarlock_runtime.server.http.private import PrivateHttp
 from oarlock_runtime.server.service import Service
 
 
 def build_app(service: Service) -> FastAPI:
     """The whole API over `service`."""
     app = FastAPI(title="Oarlock", version=service.version, redoc_url=None)
-    for path, chat in (("/v1/completions", False), ("/v1/chat/completions", True)):
-        app.router.routes.append(Route(path, GenerationEndpoint(service, chat=chat), methods=["POST"]))
+    completions, chat = (GenerationEndpoint(service, chat=chat) for chat in (False, True))
+    for path, endpoint in (
+        ("/v1/completions", completions),
+        ("/v1/chat/completions", GenerationEndpoint(service, chat=True, private=PrivateHttp(service))),
+        # The OpenAI clients of PaddleNLP's documentation have the base URL …/v1/chat/completions.
+        ("/v1/chat/completions/completions", completions),
+        ("/v1/chat/completions/chat/completions", chat),
+    ):
+        app.router.routes.append(Route(path, endpoint, methods=["POST"]))
 
     def model_object() -> dict[str, Any]:
         told: dict[str, Any] = {
@@ -36,10 +44,12 @@ def build_app(service: Service) -> FastAPI:
             told["max_model_len"] = service.limits.max_context
         return told
 
+    @app.get("/v1/chat/completions/models", include_in_schema=False)
     @app.get("/v1/models", summary="The served model")
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model_object()]}
 
+    @app.get("/v1/chat/completions/models/{name:path}", include_in_schema=False)
     @app.get("/v1/models/{name:path}", summary="One model by its name", responses=UNKNOWN_MODEL)
     async def model(name: str) -> dict[str, Any]:
         service.model_named(name)

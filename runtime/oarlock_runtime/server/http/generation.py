@@ -17,7 +17,7 @@ from oarlock_runtime.server.http.stops import MAX_STOP_LENGTH, MAX_STOPS
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for a completion; a chat goes on to the end of the context
 MAX_SALT = 256  # characters
-_CHARACTERS_A_TOKEN = 512  # more than any token's: a text beyond context * this can't fit, and isn't tokenized to see
+CHARACTERS_A_TOKEN = 512  # more than any token's: a text beyond context * this can't fit, and isn't tokenized to see
 _TEMPLATE_OWN = ("self", "messages", "tools", "add_generation_prompt")  # of a chat template's variables
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SAMPLING = (
@@ -96,7 +96,7 @@ def prepare_chat(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Ge
     if not fields.messages:
         raise RequestError("messages", "messages is empty; it must hold at least one message")
     messages = [_message(message, f"messages[{index}]") for index, message in enumerate(fields.messages)]
-    if sum(len(message["content"]) for message in messages) > limits.max_context * _CHARACTERS_A_TOKEN:
+    if sum(len(message["content"]) for message in messages) > limits.max_context * CHARACTERS_A_TOKEN:
         raise _too_long("messages", None, limits)
     text = tokenizer.render_chat(messages, **_template_variables(fields.chat_template_kwargs or {}))
     prompt = _checked(tokenizer.encode(text, add_special=False, field="messages"), "messages", limits)
@@ -164,7 +164,7 @@ def _prompts_of(prompt: str | list[Any], limits: Limits) -> list[tuple[str, str 
 
 def _prompt_tokens(prompt: str | list[int], name: str, tokenizer: Tokenizer, limits: Limits) -> list[int]:
     if isinstance(prompt, str):
-        if len(prompt) > limits.max_context * _CHARACTERS_A_TOKEN:
+        if len(prompt) > limits.max_context * CHARACTERS_A_TOKEN:
             raise _too_long(name, None, limits)
         return _checked(tokenizer.encode(prompt, add_special=True, field=name), name, limits)
     if prompt and not 0 <= min(prompt) <= max(prompt) < limits.vocab:

@@ -26,6 +26,7 @@ from oarlock_runtime.server.http.exchange import (
 )
 from oarlock_runtime.server.http.fields import ChatFields, CompletionFields
 from oarlock_runtime.server.http.generation import Generation, prepare_chat, prepare_completion
+from oarlock_runtime.server.http.private import PrivateHttp
 from oarlock_runtime.server.http.replies import DONE, Replies, error_event
 from oarlock_runtime.server.service import Service
 
@@ -34,19 +35,25 @@ _LONG_BODY = 8192  # bytes; tokenizing more would hold up the other clients, so 
 
 
 class GenerationEndpoint:
-    """POST /v1/completions, or /v1/chat/completions with `chat`; an ASGI application."""
+    """POST of completions, or of chats with `chat`; an ASGI application. Bodies that `private` claims are its own."""
 
-    def __init__(self, service: Service, *, chat: bool) -> None:
+    def __init__(self, service: Service, *, chat: bool, private: PrivateHttp | None = None) -> None:
         self._service = service
         self._chat = chat
+        self._private = private
         self._name = "chat" if chat else "completions"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(self._service, scope, receive, send)
-        outcome = "500"
+        name, outcome = self._name, "500"
         try:
-            await exchange.run(self._chat)
-            outcome = "200"
+            body = await exchange.read()
+            if self._private is not None and self._private.claims(body):
+                name = "private_http"
+                outcome = await self._private.serve(body, exchange.arrived, receive, send)
+            else:
+                await exchange.run(body, self._chat)
+                outcome = "200"
         except ClientGoneError:
             outcome = "client_gone"
         except RequestError as error:
@@ -64,7 +71,7 @@ class GenerationEndpoint:
             )
         finally:
             exchange.close()
-            self._service.metrics.count(self._name, outcome)
+            self._service.metrics.count(name, outcome)
             if self._service.settings.access_log:
                 _log.info("%s %s %s in %.3f s", scope.get("client"), scope["path"], outcome, exchange.age())
 
@@ -75,20 +82,24 @@ class _Exchange:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._arrived = time.monotonic()
+        self.arrived = time.monotonic()
         self._call: Call | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._streaming = False
 
     def age(self) -> float:
-        return time.monotonic() - self._arrived
+        return time.monotonic() - self.arrived
 
-    async def run(self, chat: bool) -> None:
+    async def read(self) -> bytes:
+        """The body. Raises RequestError or ClientGoneError."""
+        settings = self._service.settings
+        return await read_body(self._scope, self._receive, settings.body_limit, settings.request_timeout)
+
+    async def run(self, body: bytes, chat: bool) -> None:
         """Serves the exchange to its end. Raises RequestError or ClientGoneError."""
         service, settings = self._service, self._service.settings
         service.check_open()
-        body = await read_body(self._scope, self._receive, settings.body_limit, settings.request_timeout)
-        call = self._call = service.calls.open(self._arrived + settings.request_timeout)
+        call = self._call = service.calls.open(self.arrived + settings.request_timeout)
         generation, model = await self._prepare(body, chat)
         service.check_open()
         replies = Replies(
@@ -143,7 +154,7 @@ class _Exchange:
             call.sending_since = time.monotonic()
             if not first:
                 first = call.sending_since
-                self._service.metrics.first_token(first - self._arrived)
+                self._service.metrics.first_token(first - self.arrived)
                 self._streaming = True
                 await self._send({"type": "http.response.start", "status": 200, "headers": EVENTS})
             await self._send({"type": "http.response.body", "body": b"".join(out), "more_body": not answer.complete})

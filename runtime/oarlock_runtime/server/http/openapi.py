@@ -10,7 +10,7 @@ from oarlock_runtime.server.http.fields import ChatFields, CompletionFields
 
 _POSTS = (
     ("/v1/completions", CompletionFields, "Continue a prompt", ["prompt"]),
-    ("/v1/chat/completions", ChatFields, "Answer a chat", ["messages"]),
+    ("/v1/chat/completions", ChatFields, "Answer a chat", ["model", "messages"]),
 )
 _STATUSES = {
     "200": "The answer, whole or (with stream) as server-sent events",
