@@ -17,6 +17,7 @@ from typing import Any, Self
 from oarlock_runtime.errors import SettingError
 
 _PREFIX = "OARLOCK_"
+_NO_SETTINGS = ("OARLOCK_PADDLE_DEFAULTS",)  # start_server's own
 # What Kubernetes adds to a pod's environment for a Service whose name begins with "oarlock".
 _SERVICE_LINK_NAME = re.compile(
     r"OARLOCK(_\w+)?(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
@@ -125,6 +126,9 @@ class Settings:
     )
     cuda_graphs: bool = _setting(True, "on a GPU, replay decode steps as CUDA graphs")
     overlap: bool = _setting(True, "on a GPU, plan and launch a step while the one before it runs")
+    max_prefill_batch: int = _setting(
+        4096, "requests admitted in one step", env=("MAX_PREFILL_BATCH",), low=1, high=4096
+    )
     queue_limit: int = _setting(
         128, "requests that may wait; more get 429", env=("MAX_CACHED_TASK_NUM",), low=1, high=1 << 20
     )
@@ -141,7 +145,31 @@ class Settings:
     )
     api_key: str = _setting("", "keys that clients must send, separated by commas; none = open", secret=True)
 
-    # PaddleNLP's private dialect
+    # PaddleNLP's server
+    block_bs: float = _setting(
+        0.0,
+        "size of the KV cache in sequences of max_context tokens, by PaddleNLP's arithmetic; it replaces kv_memory",
+        env=("BLOCK_BS",),
+        zero="off",
+        low=0,
+        high=1 << 20,
+    )
+    block_ratio: float = _setting(
+        0.75, "with block_bs: share of the blocks that prompts may take", env=("BLOCK_RATIO",), low=0.01, high=1
+    )
+    block_size: int = _setting(
+        64, "with block_bs: tokens of the blocks it counts in", env=("BLOCK_SIZE",), unit="tokens", low=1, high=1 << 16
+    )
+    enc_dec_block_num: int = _setting(
+        2, "with block_bs: blocks counted for an answer's beginning", env=("ENC_DEC_BLOCK_NUM",), low=0, high=1 << 16
+    )
+    max_prompt_tokens: int = _setting(
+        0, "longest prompt of a private request", zero="the context", unit="tokens", low=0, high=1 << 24
+    )
+    config_json_file: str = _setting(
+        "config.json", "file with the keys of an exported model", env=("CONFIG_JSON_FILE",)
+    )
+    warmup: bool = _setting(False, "run requests of the longest kind before the server is ready", env=("USE_WARMUP",))
     strict_paddle: bool = _setting(
         False, "keep the quirks of PaddleNLP's server that a client could depend on, instead of correcting them"
     )
@@ -182,6 +210,13 @@ class Settings:
         high=600,
     )
     run_dir: str = _setting("", "directory of the sockets between processes; by default a new private one")
+    log_dir: str = _setting("", "directory of log files; none = standard error alone", env=("FD_LOG_DIR",))
+    log_to_console: bool = _setting(
+        True, "with log_dir, print the log on standard output too", env=("OUTPUT_LOG_TO_CONSOLE",)
+    )
+    log_backups: int = _setting(
+        7, "with log_dir, days that are kept", env=("FD_LOG_BACKUP_COUNT",), unit="days", low=1, high=3650
+    )
     log_level: str = _setting("info", "what is logged", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting("text", "how it is logged", choices=("text", "json"))
     access_log: bool = _setting(False, "log a line for each request")
@@ -344,7 +379,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
                 found[name] = (variable, text)
                 break
     for variable, text in environ.items():
-        if not variable.startswith(_PREFIX) or variable in known:
+        if not variable.startswith(_PREFIX) or variable in known or variable in _NO_SETTINGS:
             continue
         if not (_SERVICE_LINK_NAME.fullmatch(variable) or _SERVICE_LINK_VALUE.match(text)):
             raise SettingError(f"unknown environment variable {variable}{_nearest(variable, list(known))}")

@@ -17,6 +17,7 @@ class EngineConfig:
     max_rows: int  # of logits in a step; as the executor's
     blocks: int  # KV pool, in blocks of 64 tokens
     max_waiting: int = 128  # requests in the queue beyond the seats that are free
+    max_admissions: int = 4096  # requests taken from the queue in one step
     eos_ids: tuple[int, ...] = ()
     prefix_cache: bool = True
     overlap: bool = False  # plan a step while the one before it runs; the executor must take two
@@ -32,6 +33,7 @@ class EngineConfig:
             "max_rows",
             "blocks",
             "max_waiting",
+            "max_admissions",
         ):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -28,6 +28,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
     repetition_penalty: float = 1.0  # over prompt and output
     presence_penalty: float = 0.0  # over output
     frequency_penalty: float = 0.0  # over output
+    last_prompt_token_counts: bool = False  # penalties: of the prompt its last token alone, as if it were generated
     seed: int | None = None  # None = another one each time; the same seed and prompt give the same tokens
     logit_bias: dict[int, float] = {}
     stop_token_ids: tuple[int, ...] = ()

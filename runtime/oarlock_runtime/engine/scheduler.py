@@ -226,8 +226,9 @@ class Scheduler:
             del self.preempted[0]
             self._start(seat, claim, budget)
             room += claim.room
+        admitted = 0
         for entry in list(itertools.islice(self.waiting, ADMISSION_SCAN)):
-            if budget.tokens <= 0 or not s.vacant:
+            if budget.tokens <= 0 or not s.vacant or admitted == self.config.max_admissions:
                 return
             if self.cache.is_computing(entry.awaited):
                 continue
@@ -250,6 +251,7 @@ class Scheduler:
             self.counters.prefix_hits += int(s.cached_tokens[seat])
             self._start(seat, claim, budget)
             room += claim.room
+            admitted += 1
 
     def _start(self, seat: int, claim: Claim, budget: _Budget) -> None:
         self.cache.start(seat, claim)

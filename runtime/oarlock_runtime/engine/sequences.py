@@ -108,10 +108,7 @@ class Sequences:
         self.scored[seat] = 0
         self.chain[seat] = chain
         self.request[seat] = request
-        seen = (
-            request.prompt if sampling.repetition_penalty != 1 else request.prompt[:0]
-        )  # the others ignore the prompt
-        self.history[seat] = History(seen) if sampling.penalized else None
+        self.history[seat] = _history(request) if sampling.penalized else None
         return seat
 
     def note_start(self, seat: int, cached_blocks: int, queue_seconds: float) -> None:
@@ -155,6 +152,16 @@ class Sequences:
             self.stops = np.pad(self.stops, ((0, 0), (0, len(stops) - width)), constant_values=-1)
         self.stops[seat] = -1
         self.stops[seat, : len(stops)] = stops
+
+
+def _history(request: Request) -> History:
+    sampling = request.sampling
+    if sampling.last_prompt_token_counts:
+        history = History(request.prompt[:0])
+        history.append(int(request.prompt[-1]))
+        return history
+    # Only the repetition penalty heeds the prompt.
+    return History(request.prompt if sampling.repetition_penalty != 1 else request.prompt[:0])
 
 
 def _bias(bias: dict[int, float], banned: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:

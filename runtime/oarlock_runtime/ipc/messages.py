@@ -53,6 +53,7 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, array_like=True, ta
     weight_bytes: int
     kv_bytes: int
     step_weight_bytes: int  # of weights that a decode step reads
+    context: int  # tokens of a sequence, whatever the KV pool holds
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):

@@ -24,6 +24,7 @@ from oarlock_runtime.engine.executor import (
     load_executor,
     usable_threads,
 )
+from oarlock_runtime.engine.plan import BLOCK_TOKENS
 from oarlock_runtime.engine.request import TokenFilter
 from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.messages import AbortRequests, AddRequest, EngineReady
@@ -34,19 +35,23 @@ from oarlock_runtime.models.loading import LoadProgress
 from oarlock_runtime.models.tokenizer import load_tokenizer
 from oarlock_runtime.server.control import Control
 from oarlock_runtime.server.floor import FloorMeter
+from oarlock_runtime.server.paddle.block_plan import BlockPlan
 from oarlock_runtime.server.process import run
+from oarlock_runtime.server.warmup import warm_up
 from oarlock_runtime.settings import Settings
 
 if TYPE_CHECKING:
     from oarlock_runtime.engine.grammar import Grammars
 
+_log = logging.getLogger("oarlock.engine")
 BEAT_SECONDS = 0.5
 GRAMMARS_SECONDS = 5.0  # for the tables of the vocabulary, which a request may come too early for
 
 
 def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
     checkpoint = open_dummy(settings.model) if settings.load_format == "dummy" else open_checkpoint(settings.model)
-    executor = _load(checkpoint, settings, control)
+    context = _context(settings, checkpoint.spec.max_context)
+    executor = _load(checkpoint, settings, control, context)
     config = EngineConfig(
         vocab=checkpoint.spec.vocab,
         max_context=executor.max_context,
@@ -55,6 +60,7 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         max_rows=executor.max_rows,
         blocks=executor.blocks,
         max_waiting=settings.queue_limit,
+        max_admissions=settings.max_prefill_batch,
         eos_ids=checkpoint.spec.eos_ids,
         prefix_cache=settings.prefix_cache,
         overlap=executor.overlap,
@@ -74,12 +80,15 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         weight_bytes=executor.weight_bytes,
         kv_bytes=executor.blocks * executor.bytes_per_block,
         step_weight_bytes=executor.step_weight_bytes,
+        context=context,
     )
+    stop = threading.Event()
+    threading.Thread(target=_listen, args=(control, stop), daemon=True).start()
+    if settings.warmup:
+        _warm_up(executor, config, settings, control, stop)
     meter = None
     if settings.device == "cpu":  # the floor of another device is not this machine's memory
         meter = FloorMeter(Path(settings.cache_dir), settings.threads or usable_threads())
-    stop = threading.Event()
-    threading.Thread(target=_listen, args=(control, stop), daemon=True).start()
     with EngineSocket(Path(settings.run_dir), ready) as socket:
         control.send("ready", **msgspec.structs.asdict(ready))
         try:
@@ -112,7 +121,17 @@ def _schema_compiler(settings: Settings, config: EngineConfig) -> Callable[[str]
     return compile_schema
 
 
-def _load(checkpoint: Checkpoint, settings: Settings, control: Control) -> CoreExecutor:
+def _context(settings: Settings, longest: int) -> int:
+    """Tokens of a sequence. PaddleNLP's MAX_SEQ_LEN is a limit, which the model's own may undercut."""
+    if settings.max_context > longest and settings.sources.get("max_context") == "MAX_SEQ_LEN":
+        _log.warning("MAX_SEQ_LEN=%d is clamped to the model's %d", settings.max_context, longest)
+        return longest
+    return settings.max_context or longest
+
+
+def _load(checkpoint: Checkpoint, settings: Settings, control: Control, context: int) -> CoreExecutor:
+    plan = BlockPlan.of(settings, context)
+
     def report(progress: LoadProgress) -> None:
         control.send("loading", what="loading weights", share=progress.done / max(progress.total, 1))
 
@@ -122,9 +141,9 @@ def _load(checkpoint: Checkpoint, settings: Settings, control: Control) -> CoreE
         quantization=settings.quantization,  # type: ignore[arg-type]  # one of its choices, checked by settings.py
         threads=settings.threads or usable_threads(),
         max_sequences=settings.max_sequences,
-        max_context=settings.max_context,
+        max_context=context,
         max_batched_tokens=settings.max_batched_tokens,
-        kv_blocks=settings.kv_blocks,
+        kv_blocks=settings.kv_blocks or (plan.pool(BLOCK_TOKENS) if plan else 0),
         kv_memory=settings.kv_memory,
         kv_memory_share=settings.kv_memory_share,
         batch_invariant=settings.batch_invariant,
@@ -135,6 +154,21 @@ def _load(checkpoint: Checkpoint, settings: Settings, control: Control) -> CoreE
         return load_executor(checkpoint, options, report)
     except (ValueError, RuntimeError) as error:  # from the core, which knows no OarlockError
         raise OarlockError(f"{settings.model}: {error}") from error
+
+
+def _warm_up(
+    executor: CoreExecutor, config: EngineConfig, settings: Settings, control: Control, stop: threading.Event
+) -> None:
+    def go_on(share: float) -> bool:
+        control.send("loading", what="warming up", share=share)
+        return not stop.is_set()
+
+    begin = time.monotonic()
+    output = settings.max_output_tokens or config.longest
+    prefills = min(config.max_admissions, config.max_sequences)
+    warm_up(executor, config, output=output, prefills=prefills, go_on=go_on)
+    control.send("loading", what="warming up", share=1.0)
+    _log.info("warmed up in %.1f s", time.monotonic() - begin)
 
 
 def _listen(control: Control, stop: threading.Event) -> None:

@@ -33,6 +33,7 @@ class Health:
     def __init__(self, settings: Settings) -> None:
         self.state = State.LOADING
         self._patience = settings.heartbeat_seconds
+        self._strict = settings.strict_paddle  # live is ready, as in PaddleNLP's server
         self._children: list[Child] = []
         self._started = time.time()
 
@@ -47,6 +48,7 @@ class Health:
 
     def problem(self, *, live: bool) -> tuple[int, str] | None:
         """PaddleNLP's error code and message, or None when all is well."""
+        live = live and not self._strict
         if self.state is State.FAILED:
             return 2, "infer engine is down"
         if self.state is not State.SERVING and not live:

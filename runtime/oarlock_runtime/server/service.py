@@ -12,6 +12,7 @@ from oarlock_runtime.ipc.messages import EngineReady
 from oarlock_runtime.models.tokenizer import Tokenizer
 from oarlock_runtime.server.calls import Calls
 from oarlock_runtime.server.http.generation import Limits
+from oarlock_runtime.server.paddle.prepare import Rules
 from oarlock_runtime.server.server_metrics import ServerMetrics
 from oarlock_runtime.settings import Settings
 
@@ -42,6 +43,7 @@ class Service:
 
     tokenizer: Tokenizer
     limits: Limits
+    rules: Rules  # of the private dialect
 
     def __init__(self, settings: Settings, client: EngineClient) -> None:
         self.settings = settings
@@ -71,6 +73,7 @@ class Service:
             max_choices=engine.max_sequences + engine.max_waiting,
             end_ids=tokenizer.eos_ids,
         )
+        self.rules = Rules.of(self.settings, self.limits, engine.context)
         if self.state is State.LOADING:
             self.state = State.SERVING
 

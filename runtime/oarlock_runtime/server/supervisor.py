@@ -19,13 +19,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, TextIO
 
 from oarlock_runtime.errors import OarlockError, SettingError
 from oarlock_runtime.server.child import Child
 from oarlock_runtime.server.health import Health, State
 from oarlock_runtime.server.light_http import LightHttp
+from oarlock_runtime.server.log_files import LogFiles, Reporter
 from oarlock_runtime.server.metrics import Family, engine_families, merge, page
+from oarlock_runtime.server.paddle.config_keys import applied, read_config
+from oarlock_runtime.server.paddle.series import paddle_families, renamed
 from oarlock_runtime.server.ports import listen
 from oarlock_runtime.settings import Settings
 
@@ -35,22 +39,15 @@ _FAREWELL_SECONDS = 1.0  # for servers to tell their clients that the engine is 
 _SCRAPE_SECONDS = 1.0
 
 
-class Reporter(Protocol):
-    """Where the supervisor's words go."""
-
-    def line(self, text: str) -> None: ...
-
-    def progress(self, what: str, share: float) -> None: ...
-
-
 class PlainReporter:
-    """Lines on stderr, fit for a pipe: progress at every tenth."""
+    """Lines on `stream`, fit for a pipe: progress at every tenth."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._last: tuple[str, int] = ("", -1)
 
     def line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=self._stream, flush=True)
 
     def progress(self, what: str, share: float) -> None:
         tenth = (what, int(share * 10))
@@ -64,8 +61,8 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
     started = time.monotonic()
     if not settings.model:
         raise SettingError("no model is given: say `--model PATH`, or set MODEL_DIR")
-    reporter = reporter or PlainReporter()
     with contextlib.ExitStack() as stack:
+        reporter = _reporter(settings, reporter, stack)
         sockets = [
             [stack.enter_context(one) for one in listen(settings, name, share)]
             for name, share in (("health_port", 1), ("metrics_port", 1), ("port", settings.server_processes))
@@ -79,6 +76,16 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
             settings = replace(settings, run_dir=made)
         os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
         return asyncio.run(_Supervisor(settings, reporter, started).run(*sockets))
+
+
+def _reporter(settings: Settings, given: Reporter | None, stack: contextlib.ExitStack) -> Reporter:
+    """`given`, or lines on stderr; with log_dir files, and standard output where that is wanted too."""
+    if not settings.log_dir:
+        return given or PlainReporter(sys.stderr)
+    console = (given or PlainReporter(sys.stdout)) if settings.log_to_console else None
+    files = LogFiles(Path(settings.log_dir).expanduser(), settings.log_backups, console)
+    stack.callback(files.close)
+    return files
 
 
 class _FailedError(OarlockError):
@@ -124,7 +131,7 @@ class _Supervisor:
 
     async def _live(self, api: list[socket.socket]) -> int:
         deadline = self._started + self._settings.start_timeout
-        settings = await self._fetched(deadline)
+        settings = self._settings = self._with_model_config(await self._fetched(deadline))
         first = {"settings": settings.to_json()}
         self._start("engine", "engine_process", first)
         for index, listener in enumerate(api):
@@ -169,6 +176,16 @@ class _Supervisor:
         settings = self._settings
         known = settings.served_model_name or (settings.model_name if settings.model.startswith("hf://") else "")
         return replace(settings, model=path, served_model_name=known)
+
+    def _with_model_config(self, settings: Settings) -> Settings:
+        """The settings as the model's export wants them."""
+        changed, warnings = applied(settings, read_config(settings), os.environ)
+        for warning in warnings:
+            self._report.line(f"warning: {warning}")
+        for line in changed.effective():
+            if "(config.json)" in line:
+                self._report.line(f"  {line}")
+        return changed
 
     def _start(self, name: str, module: str, first: dict[str, Any], listener: socket.socket | None = None) -> Child:
         environ = dict(os.environ)
@@ -294,8 +311,12 @@ class _Supervisor:
         del self._scrapes[number]
         parts = scrape.parts
         parts += [engine_families(child.stats, child.facts) for child in self._alive("engine") if child.stats]
+        for child in self._alive("engine"):
+            if child.stats:
+                parts.append(paddle_families(child.stats, child.facts, self._settings))
         parts.append(self._health.families(self._children))
-        return 200, "text/plain; version=0.0.4; charset=utf-8", page(merge(parts)).encode()
+        families = merge(parts)
+        return 200, "text/plain; version=0.0.4; charset=utf-8", page(families + renamed(families)).encode()
 
 
 class _Scrape:

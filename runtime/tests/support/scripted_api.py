@@ -34,6 +34,7 @@ READY = EngineReady(
     weight_bytes=0,
     kv_bytes=0,
     step_weight_bytes=0,
+    context=512,
 )
 
 

@@ -28,6 +28,7 @@ READY = EngineReady(
     blocks=BLOCKS,
     weight_bytes=0,
     kv_bytes=0,
+    context=512,
     step_weight_bytes=0,
 )
 PATIENCE = 20.0  # seconds; nothing here should come near it

@@ -22,7 +22,7 @@ from oarlock_runtime.errors import RequestError
 from oarlock_runtime.ipc.stream import Chunk
 from oarlock_runtime.server.paddle.failure import BACKEND, HANDLER, REJECTED, PaddleError, queue_full, translated
 from oarlock_runtime.server.paddle.frames import Clock, Frame, Frames
-from oarlock_runtime.server.paddle.prepare import TIMEOUT, Prepared, Rules, checked, prepare
+from oarlock_runtime.server.paddle.prepare import TIMEOUT, Prepared, checked, prepare
 from oarlock_runtime.server.paddle.task import Task, name_of
 from oarlock_runtime.server.service import Service
 
@@ -105,7 +105,7 @@ class Conversation:
     async def _prepare(self, read: Callable[[], Task], size: int) -> Prepared:
         service = self._service
         service.check_open()
-        rules = Rules.of(service.settings, service.limits)
+        rules = service.rules
         try:
             task = read()
             self._name = name_of(task)

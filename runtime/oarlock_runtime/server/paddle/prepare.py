@@ -12,6 +12,7 @@ from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.models.tokenizer import Tokenizer
 from oarlock_runtime.server.http.generation import CHARACTERS_A_TOKEN, Limits
+from oarlock_runtime.server.paddle.block_plan import BlockPlan
 from oarlock_runtime.server.paddle.checks import check
 from oarlock_runtime.server.paddle.failure import REJECTED, PaddleError, unexpected
 from oarlock_runtime.server.paddle.task import Task
@@ -38,14 +39,17 @@ class Rules:
     strict: bool  # upstream's quirks
     last_frame_only: bool  # DISABLE_STREAMING
     plain_text: bool  # `text` goes to the model as it is, without a chat template
+    blocks: BlockPlan | None  # PaddleNLP's arithmetic, where it sizes the KV pool
 
     @classmethod
-    def of(cls, settings: Settings, limits: Limits) -> "Rules":
+    def of(cls, settings: Settings, limits: Limits, context: int) -> "Rules":
+        """`context`: tokens of a sequence, whatever the KV pool holds."""
         return cls(
             vocab=limits.vocab,
-            max_seq_len=limits.max_context,
-            prompt_limit=limits.max_context,
-            output_limit=limits.max_output_tokens or limits.max_context,
+            max_seq_len=context if settings.block_bs else limits.max_context,
+            prompt_limit=min(settings.max_prompt_tokens or limits.max_context, limits.max_context),
+            output_limit=min(limits.max_output_tokens or limits.max_context, limits.max_context),
+            blocks=BlockPlan.of(settings, context),
             stop_sequences=settings.stop_sequences,
             stop_tokens=settings.stop_sequence_tokens,
             end_ids=limits.end_ids,
@@ -84,6 +88,9 @@ def prepare(task: Task, tokenizer: Tokenizer, rules: Rules) -> Prepared:
         prompt = _truncated(prompt, rules.max_seq_len - (most or _UNTOLD_OUTPUT), task["req_id"])
     least: int = task.get("min_dec_len", 1)
     _check_lengths(len(prompt), least, most, rules)
+    if rules.blocks is not None and not rules.blocks.admits(len(prompt)):
+        told = {"req_id": task["req_id"], "input_ids_len": len(prompt), "max_dec_len": most}
+        raise PaddleError(REJECTED, f"The input task required resources is exceed the limit, task={told}.")
     room = rules.max_seq_len - len(prompt)
     if most is None:
         most = min(room, rules.output_limit)
@@ -210,6 +217,7 @@ def _sampling(task: Task, most: int, least: int, rules: Rules) -> SamplingParams
         repetition_penalty=float(task.get("penalty_score", 1)),
         presence_penalty=float(task.get("presence_score", 0)),
         frequency_penalty=float(task.get("frequency_score", 0)),
+        last_prompt_token_counts=True,
         seed=task.get("infer_seed") or task.get("seed") or random.getrandbits(63),
         stop_token_ids=ends + rules.end_ids,
     )
