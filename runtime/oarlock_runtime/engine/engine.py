@@ -55,6 +55,10 @@ class Engine:
             raise RequestError("response_format", "this engine has no grammars")
         return replace(request, filter=self._compile_schema(schema))
 
+    def holds(self, request_id: int) -> bool:
+        """Whether the request waits or runs."""
+        return self._scheduler.holds(request_id)
+
     def abort(self, request_ids: Iterable[int]) -> StepOutput:
         """Ends these requests before the next step; unknown ones are passed over. The output says which were there."""
         ended = self._scheduler.abort(request_ids)

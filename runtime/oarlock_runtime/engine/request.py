@@ -10,6 +10,8 @@ import numpy.typing as npt
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.errors import RequestError
 
+NAME_IN_USE = "name_in_use"  # the code of a RequestError
+
 
 class Finish(enum.IntEnum):
     """How a request ended. STOP: its last token is an end or stop token. LENGTH: max_tokens or the context's end."""

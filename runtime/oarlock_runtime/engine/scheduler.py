@@ -89,10 +89,14 @@ class Scheduler:
         """All requests, seated or waiting."""
         return [*self._seats, *(entry.request.request_id for entry in self.waiting)]
 
+    def holds(self, request_id: int) -> bool:
+        """Whether the request is seated or waiting."""
+        return request_id in self._seats or request_id in self.waiting
+
     def add(self, request: Request, now: float) -> None:
         """Queues a request. Raises RequestError when it can never be served, QueueFull when it can't wait."""
         check_request(request, self.config.vocab, self.config.longest)
-        if request.request_id in self._seats or request.request_id in self.waiting:
+        if self.holds(request.request_id):
             raise RequestError("request_id", f"request_id {request.request_id} is in use")
         self.waiting.add(request, now, self.sequences.vacant)
 

@@ -102,9 +102,13 @@ class EngineClient:
         return time.monotonic() - self._heard
 
     async def add(
-        self, prompt: list[int] | npt.NDArray[np.int32], sampling: SamplingParams, cache_salt: str = ""
+        self,
+        prompt: list[int] | npt.NDArray[np.int32],
+        sampling: SamplingParams,
+        cache_salt: str = "",
+        name: str = "",
     ) -> TokenStream:
-        """Hands a prompt to the engine and waits until it is taken.
+        """Hands a prompt to the engine and waits until it is taken; a `name` is unique among all live requests.
 
         Raises RequestError as the engine does (with status 429 and retry_after when the queue is full), EngineDead.
         """
@@ -116,7 +120,7 @@ class EngineClient:
         answer = self._answers[request_id] = self._loop.create_future()
         self._streams[request_id] = stream
         try:
-            self._send(AddRequest(request_id, np.asarray(prompt, np.int32).tobytes(), sampling, cache_salt))
+            self._send(AddRequest(request_id, np.asarray(prompt, np.int32).tobytes(), sampling, cache_salt, name))
             await asyncio.wait_for(answer, ACCEPT_SECONDS)
         except BaseException as error:
             stream.abort()

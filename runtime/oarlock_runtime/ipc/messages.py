@@ -27,6 +27,7 @@ class AddRequest(msgspec.Struct, frozen=True, array_like=True, tag="add"):
     prompt: bytes  # int32[tokens]
     sampling: SamplingParams
     cache_salt: str = ""
+    name: str = ""  # the client's own; refused while a request of the same name, of whatever server, has not ended
 
 
 class AbortRequests(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

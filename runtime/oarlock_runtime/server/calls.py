@@ -40,8 +40,11 @@ class Call:
         prompts: Sequence[Sequence[int]],
         sampling: Sequence[SamplingParams],
         cache_salt: str = "",
+        name: str = "",
     ) -> None:
         """Hands over a request for each element of `sampling`; consecutive ones share a prompt.
+
+        `name` is of a call with one choice, and unique among all live calls that have one.
 
         Raises what EngineClient.add raises, or the error that the call is failed with; then none of them runs.
         """
@@ -51,7 +54,10 @@ class Call:
             raise self._error
         # The engine answers between two steps; `fail` need not wait for that.
         self._starting = asyncio.gather(
-            *(client.add(list(prompts[choice // each]), params, cache_salt) for choice, params in enumerate(sampling)),
+            *(
+                client.add(list(prompts[choice // each]), params, cache_salt, name)
+                for choice, params in enumerate(sampling)
+            ),
             return_exceptions=True,
         )
         try:

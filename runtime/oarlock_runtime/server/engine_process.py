@@ -25,7 +25,7 @@ from oarlock_runtime.engine.executor import (
     usable_threads,
 )
 from oarlock_runtime.engine.plan import BLOCK_TOKENS
-from oarlock_runtime.engine.request import TokenFilter
+from oarlock_runtime.engine.request import NAME_IN_USE, TokenFilter
 from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.messages import AbortRequests, AddRequest, EngineReady
 from oarlock_runtime.ipc.sockets import IDLE_SECONDS, EngineSocket, request_of
@@ -182,12 +182,13 @@ def _listen(control: Control, stop: threading.Event) -> None:
 
 
 def _loop(engine: Engine, socket: EngineSocket, pulse: "_Pulse", stop: threading.Event) -> None:
+    names = _Names(engine)
     while not stop.is_set():
         for message in socket.receive(0 if engine.has_work else IDLE_SECONDS):
             if isinstance(message, AbortRequests):
                 engine.abort(message.request_ids)
             else:
-                _add(engine, socket, message)
+                _add(engine, socket, names, message)
         output = engine.step()
         if output is not None:
             socket.send(output)
@@ -196,13 +197,37 @@ def _loop(engine: Engine, socket: EngineSocket, pulse: "_Pulse", stop: threading
     socket.send(engine.abort_all())
 
 
-def _add(engine: Engine, socket: EngineSocket, message: AddRequest) -> None:
+def _add(engine: Engine, socket: EngineSocket, names: "_Names", message: AddRequest) -> None:
     try:
+        names.check(message.name)
         engine.add(request_of(message))
+        names.take(message.name, message.request_id)
     except RequestError as error:
         socket.reject(message.request_id, error)
     else:
         socket.accept([message.request_id])
+
+
+class _Names:
+    """Which request bears each name that a client has chosen; a name is free again when its request has ended."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._bearers: dict[str, int] = {}
+        self._forget_at = 1024
+
+    def check(self, name: str) -> None:
+        """RequestError when a request of this name waits or runs."""
+        if name in self._bearers and self._engine.holds(self._bearers[name]):
+            raise RequestError("name", f"the name {name!r} is in use", 409, NAME_IN_USE)
+
+    def take(self, name: str, request_id: int) -> None:
+        if not name:
+            return
+        self._bearers[name] = request_id
+        if len(self._bearers) >= self._forget_at:
+            self._bearers = {name: bearer for name, bearer in self._bearers.items() if self._engine.holds(bearer)}
+            self._forget_at = max(1024, 2 * len(self._bearers))
 
 
 class _Pulse:

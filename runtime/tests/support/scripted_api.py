@@ -54,7 +54,9 @@ class ScriptedClient:
         self.running = 0
         self._gone: set[int] = set()
 
-    async def add(self, prompt: list[int], sampling: SamplingParams, cache_salt: str = "") -> TokenStream:
+    async def add(
+        self, prompt: list[int], sampling: SamplingParams, cache_salt: str = "", name: str = ""
+    ) -> TokenStream:
         self.salts.append(cache_salt)
         await asyncio.sleep(0)
         if self.running >= self.seats:

@@ -13,6 +13,7 @@ import msgspec
 
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.server.http.fields import REFUSED, ChatFields, CompletionFields, GenerationFields
+from oarlock_runtime.server.json_document import CrowdedError, check_crowd
 
 F = TypeVar("F", bound=GenerationFields)
 
@@ -34,8 +35,11 @@ _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 def parse(body: bytes, kind: type[F]) -> F:
     """The fields in `body`; RequestError (400) when it is no JSON object of this kind."""
     try:
+        check_crowd(body)
         fields: F = _DECODERS[kind].decode(body)
         return fields
+    except CrowdedError as error:
+        raise RequestError("", f"the body is not taken: {error}") from None
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         first = error
     document = _plain(body, first)

@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
-from oarlock_runtime.engine.request import Finish
+from oarlock_runtime.engine.request import NAME_IN_USE, Finish
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.ipc.stream import Chunk
-from oarlock_runtime.server.paddle.failure import BACKEND, HANDLER, REJECTED, PaddleError, queue_full, translated
+from oarlock_runtime.server.paddle.failure import BACKEND, HANDLER, PaddleError, duplicate, queue_full, translated
 from oarlock_runtime.server.paddle.frames import Clock, Frame, Frames
 from oarlock_runtime.server.paddle.prepare import TIMEOUT, Prepared, checked, prepare
 from oarlock_runtime.server.paddle.task import Task, name_of
@@ -98,6 +98,8 @@ class Conversation:
     def _translated(self, error: RequestError) -> PaddleError:
         settings = self._service.settings
         waiting = self._service.client.stats.waiting
+        if error.code == NAME_IN_USE:
+            return duplicate(self._name)
         return translated(error, waiting, settings.queue_limit, strict=settings.strict_paddle)
 
     # ---- before the engine
@@ -130,9 +132,7 @@ class Conversation:
 
     def _take_name(self, name: str | int) -> None:
         if str(name) in self._service.live:
-            raise PaddleError(
-                REJECTED, f"The req_id {name} already exists in the current batch, the current request will be ignored."
-            )
+            raise duplicate(name)
         self._service.live.add(str(name))
         self._live = True
 
@@ -155,7 +155,7 @@ class Conversation:
         frames = self.frames = Frames(prepared, service.tokenizer, self._clock, http=self.http, strict=strict)
         end = call.deadline
         self._allow(end)
-        await call.start(service.client, [prepared.prompt], [prepared.sampling])
+        await call.start(service.client, [prepared.prompt], [prepared.sampling], name=str(prepared.req_id))
         first = last = 0.0
         while not frames.complete:
             for _, chunk in await call.take():

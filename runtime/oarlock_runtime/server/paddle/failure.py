@@ -43,6 +43,12 @@ def queue_full(waiting: int, limit: int) -> PaddleError:
     return PaddleError(REJECTED, f"cached task num ({waiting}) exceeds the limit ({limit})")
 
 
+def duplicate(name: str | int | None) -> PaddleError:
+    return PaddleError(
+        REJECTED, f"The req_id {name} already exists in the current batch, the current request will be ignored."
+    )
+
+
 def translated(error: RequestError, waiting: int, limit: int, *, strict: bool) -> PaddleError:
     """What the dialect says for an error of ours; `waiting` and `limit` are of the engine's queue."""
     if error.status == 429:
@@ -53,6 +59,4 @@ def translated(error: RequestError, waiting: int, limit: int, *, strict: bool) -
         lost = error.status == 503 or isinstance(error, EngineDead)
         status = "StatusCode.UNAVAILABLE" if lost else "StatusCode.INTERNAL"
         return PaddleError(BACKEND, f"status is {status}, msg is {error.message}")
-    if error.code == "duplicate_name":
-        return PaddleError(REJECTED, error.message)
     return unexpected(error.message)

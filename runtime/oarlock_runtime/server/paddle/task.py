@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from oarlock_runtime.server.json_document import CrowdedError, decode
 from oarlock_runtime.server.paddle.failure import MALFORMED, REJECTED, PaddleError, unexpected
 
 Task = dict[str, Any]  # one request's fields; a null is dropped, since it means absent
@@ -51,7 +52,9 @@ def task_of_body(document: Any) -> Task:
 def task_of_payload(payload: bytes) -> Task:
     """The task of a gRPC payload, which is a list of one object; PaddleError for anything else."""
     try:
-        document = msgspec.json.decode(payload)
+        document = decode(payload)
+    except CrowdedError as error:
+        raise unexpected(f"the payload is not taken: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise unexpected(f"the payload is not valid JSON: {error}") from None
     if not isinstance(document, list):
