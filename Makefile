@@ -18,7 +18,7 @@ help:
 	@echo "make check   lint, formatting, types, layers"
 	@echo "make bench   measure this machine: floor, decode, prefill, serving"
 	@echo "make gpu-test, make gpu-bench: the CUDA engine on this machine's GPU, with the Python at hand and no network"
-	@echo "make format  format the sources     make docs   write docs/settings.md and the table of docs/paddle.md"
+	@echo "make format  format the sources     make docs   write docs/settings.md"
 	@echo "make cluster-build, cluster-up, cluster-down: a two-node Kubernetes on this machine; make images, make e2e: tests on it"
 	@echo "make clean   remove what was built and installed here"
 	@echo
@@ -33,7 +33,6 @@ format: setup
 
 docs: setup
 	@.venv/bin/python -m oarlock_runtime.cli.settings_page >docs/settings.md
-	@.venv/bin/python tools/conformance.py
 
 # With the Python at hand; tools/gpu/build.sh says what it needs.
 gpu-test:
