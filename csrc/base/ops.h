@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "base/error.h"
 
 namespace oarlock {
 
@@ -71,7 +72,7 @@ struct AttentionShape {
 // One step's work, every pointer in device memory and int32. Tokens of one sequence are adjacent and in order.
 struct Batch {
   int tokens = 0, sequences = 0, rows = 0;
-  const int32_t* token_ids = nullptr;     // [tokens]
+  const int32_t* token_ids = nullptr;     // [tokens]; of a split model counted from this rank's first token
   const int32_t* positions = nullptr;     // [tokens]
   const int32_t* slots = nullptr;         // [tokens] block * kBlockTokens + offset: where the token's K and V go
   const int32_t* query_starts = nullptr;  // [sequences + 1] first token of each sequence in this batch
@@ -79,6 +80,7 @@ struct Batch {
   const int32_t* block_tables = nullptr;  // [sequences, block_table_stride] physical blocks, in order
   int block_table_stride = 0;
   const int32_t* sample_rows = nullptr;  // [rows] tokens whose logits are wanted
+  const uint8_t* plain = nullptr;        // [rows] 1: the likeliest token is the answer; only of a model split over ranks
 
   // For devices that run behind and may read the cache early: no sequence reads what this step writes, but in the block of
   // its own token.
@@ -123,6 +125,24 @@ struct Sampled {
   int32_t* status = nullptr;      // [rows] 0, or 1: the logits held NaN or nothing was allowed (token is 0)
 };
 
+// The entries from row `first` on; CSR offsets and masks are absolute and stay as they are.
+inline Sampling from_row(Sampling sampling, int first) {
+  auto move = [first](auto&... pointers) { ((pointers = pointers == nullptr ? nullptr : pointers + first), ...); };
+  move(sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k, sampling.repetition_penalty,
+       sampling.presence_penalty, sampling.frequency_penalty, sampling.seed, sampling.draw, sampling.top_logprobs,
+       sampling.target, sampling.history_starts, sampling.bias_starts, sampling.mask_rows);
+  return sampling;
+}
+
+inline Sampled from_row(Sampled sampled, int first) {
+  sampled.token += first;
+  sampled.logprob += first;
+  sampled.top_ids += int64_t(first) * kMaxTopLogprobs;
+  sampled.top_logprobs += int64_t(first) * kMaxTopLogprobs;
+  sampled.status += first;
+  return sampled;
+}
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -140,7 +160,7 @@ class Ops {
   virtual KvLayer make_kv_layer(int64_t blocks, int kv_heads, int head_dim) = 0;
   virtual int64_t kv_bytes_per_block(int kv_heads, int head_dim) const = 0;  // of one layer, keys and values
 
-  // residual[t] = row token_ids[t] of table.
+  // residual[t] = row token_ids[t] of table; zeros for an id that is not in it, which only a split model has.
   virtual void embed(Tensor residual, const Weight& table, const int32_t* token_ids) = 0;
   // delta == nullptr: out = rms_norm(residual) * weight. Otherwise residual += delta first (and is written back).
   virtual void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) = 0;
@@ -159,6 +179,14 @@ class Ops {
   virtual void gather_rows(Tensor out, Tensor x, const int32_t* rows) = 0;
   // logits float32 [rows, vocab]; may be overwritten.
   virtual void sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) = 0;
+
+  // For a model that is split over ranks, each calling alike (base/comm.h).
+  // x becomes the sum of every rank's x, the same bits on all of them.
+  virtual void all_reduce(Tensor) { throw DeviceError("this device can't run a model that is split over ranks"); }
+  // Draws on rank 0 from everybody's columns of the logits; sampling and sampled are null elsewhere.
+  virtual void sample_parts(Tensor, const Batch&, const Sampling&, const Sampled&, int /* first row */) {
+    throw DeviceError("this device can't run a model that is split over ranks");
+  }
 };
 
 }  // namespace oarlock

@@ -3,12 +3,15 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "bindings/comm.h"
 #include "bindings/plan.h"
 #include "model/executor.h"
 
@@ -105,6 +108,15 @@ class PyExecutor {
             "rotary must be float32 [max_context, head_dim]");
     limits.max_context = int(rotary.shape(0));
 
+    std::shared_ptr<Comm> comm;
+    if (options.contains("comm") && !options["comm"].is_none()) {
+      comm = options["comm"].cast<std::shared_ptr<MemberComm>>();
+      m.rank = comm->rank();
+      m.vocab_starts = option<std::vector<int64_t>>(options, "vocab_starts");
+      require(int(m.vocab_starts.size()) == comm->world() + 1 && m.vocab_starts.front() == 0 &&
+                  m.vocab_starts.back() == m.vocab && std::is_sorted(m.vocab_starts.begin(), m.vocab_starts.end()),
+              "vocab_starts must rise from 0 to ", m.vocab, " in ", comm->world() + 1, " numbers");
+    }
     std::string device = option<std::string>(options, "device"), dtype = option<std::string>(options, "dtype");
     if (device == "cuda") {
       executor_ = make_cuda(options, limits, rotary.data(), dtype);
@@ -112,8 +124,8 @@ class PyExecutor {
     }
     require(device == "cpu", "device '", device, "' is not one of cpu, cuda");
     require(dtype == "bf16" || dtype == "f32", "dtype '", dtype, "' is not one of bf16, f32, which device cpu has");
-    executor_ =
-        make_cpu_executor(m, limits, rotary.data(), dtype == "f32" ? DType::f32 : DType::bf16, positive(options, "threads"));
+    executor_ = make_cpu_executor(m, limits, rotary.data(), dtype == "f32" ? DType::f32 : DType::bf16,
+                                  positive(options, "threads"), comm);
   }
 
   void load(const std::string& name, const std::vector<std::pair<std::string, py::array>>& pieces, const std::string& format) {
@@ -156,6 +168,16 @@ class PyExecutor {
     return py::make_tuple(token_[rows], logprob_[rows], top_ids_[rows], top_logprobs_[rows], status_[rows]);
   }
 
+  void beat() { lead(Order::beat); }
+  void stop_followers() { lead(Order::stop); }
+
+  // Carries out rank 0's next order: "step", "beat" or "stop".
+  std::string follow() {
+    py::gil_scoped_release released;
+    Order order = executor_->follow();
+    return order == Order::step ? "step" : order == Order::beat ? "beat" : "stop";
+  }
+
   int64_t free_memory() const { return executor_->free_memory(); }
   int64_t weight_bytes() const { return executor_->decoder().weight_bytes(); }
   int64_t step_weight_bytes() const { return executor_->decoder().step_weight_bytes(); }
@@ -163,6 +185,11 @@ class PyExecutor {
   int64_t blocks() const { return executor_->decoder().blocks(); }
 
  private:
+  void lead(Order order) {
+    py::gil_scoped_release released;
+    executor_->lead(order);
+  }
+
 #ifdef OARLOCK_CUDA
   std::unique_ptr<Executor> make_cuda(const py::dict& options, const Limits& limits, const float* rotary,
                                       const std::string& dtype) const {
@@ -194,6 +221,9 @@ void bind_executor(py::module_& module) {
       .def("finish", &PyExecutor::finish, py::arg("blocks"))
       .def("submit", &PyExecutor::submit, py::arg("plan"))
       .def("collect", &PyExecutor::collect)
+      .def("beat", &PyExecutor::beat)
+      .def("stop_followers", &PyExecutor::stop_followers)
+      .def("follow", &PyExecutor::follow)
       .def_property_readonly("free_memory", &PyExecutor::free_memory)
       .def_property_readonly("weight_bytes", &PyExecutor::weight_bytes)
       .def_property_readonly("step_weight_bytes", &PyExecutor::step_weight_bytes)

@@ -6,6 +6,7 @@
 #include "base/isa.h"
 #include "base/ops.h"
 #include "base/threads.h"
+#include "bindings/comm.h"
 #include "bindings/executor.h"
 #include "cpu/gemm/machine.h"
 
@@ -32,10 +33,13 @@ PYBIND11_MODULE(_C, module) {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const InvalidArgument& error) {
       PyErr_SetString(PyExc_ValueError, error.what());
+    } catch (const CommError& error) {
+      PyErr_SetString(PyExc_ConnectionError, error.what());
     } catch (const DeviceError& error) {
       PyErr_SetString(PyExc_RuntimeError, error.what());
     }
   });
+  bind_comm(module);
   bind_executor(module);
   module.attr("BLOCK_TOKENS") = kBlockTokens;
   module.attr("MAX_TOP_LOGPROBS") = kMaxTopLogprobs;

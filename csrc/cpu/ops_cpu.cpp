@@ -1,6 +1,9 @@
 #include "cpu/ops_cpu.h"
 
+#include <algorithm>
 #include <cstring>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -11,6 +14,7 @@
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/memory.h"
 #include "cpu/norm/norm.h"
+#include "cpu/ranks/ranks.h"
 #include "cpu/rope/rope.h"
 #include "cpu/sampler/sampler.h"
 
@@ -28,6 +32,9 @@ class CpuOps : public Ops {
     attention_.reserve(
         {limits.max_tokens, limits.max_sequences, limits.heads, limits.kv_heads, limits.head_dim, limits.max_context});
     sampler_.reserve(limits.max_rows, limits.vocab);
+    if (limits.comm == nullptr) return;
+    ranks_.emplace(limits.comm, limits.vocab_starts, pool_, sampler_);
+    ranks_->reserve(limits.max_rows);
   }
 
   DType activation_dtype() const override { return dtype_; }
@@ -59,7 +66,13 @@ class CpuOps : public Ops {
 
   void embed(Tensor residual, const Weight& table, const int32_t* token_ids) override {
     pool_.for_each(residual.rows, [&](int64_t row, int) {
-      unpack_row(packed(table), token_ids[row], residual.as<float>() + row * residual.stride);
+      float* into = residual.as<float>() + row * residual.stride;
+      const int64_t id = token_ids[row];
+      if (id >= 0 && id < table.n) {
+        unpack_row(packed(table), id, into);
+      } else {
+        std::fill_n(into, residual.cols, 0.0f);
+      }
     });
   }
 
@@ -88,6 +101,14 @@ class CpuOps : public Ops {
     sampler_.sample(logits, sampling, sampled);
   }
 
+  void all_reduce(Tensor x) override { ranks_->all_reduce(x); }
+
+  void sample_parts(Tensor part, const Batch& batch, const Sampling& sampling, const Sampled& sampled, int first) override {
+    const bool null = sampled.token == nullptr;
+    ranks_->sample(part, batch.plain + first, null ? sampling : from_row(sampling, first),
+                   null ? sampled : from_row(sampled, first));
+  }
+
  private:
   const DType dtype_;
   ThreadPool pool_;
@@ -96,6 +117,7 @@ class CpuOps : public Ops {
   Rope rope_;
   Attention attention_;
   Sampler sampler_;
+  std::optional<Ranks> ranks_;
   std::vector<Piece> pieces_;
 };
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
+#include "base/comm.h"
 #include "base/ops.h"
 
 namespace oarlock::cpu {
@@ -13,6 +15,9 @@ struct OpsLimits {
   int64_t max_context = 0;                              // tokens of one sequence
   int heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
   int64_t max_k = 0;  // columns of the widest activation that is multiplied
+  // Of a model split over ranks; vocab is the model's, vocab_starts says which tokens each rank holds.
+  std::shared_ptr<Comm> comm;
+  std::vector<int64_t> vocab_starts;
 };
 
 // dtype of activations and of the KV cache: bf16 or f32. The residual is float32 in both.

@@ -13,24 +13,6 @@ Tensor first_rows(Tensor tensor, int64_t rows) {
   return tensor;
 }
 
-// The entries of `sampling` from row `first` on; CSR offsets and masks are absolute and stay as they are.
-Sampling from_row(Sampling sampling, int first) {
-  auto move = [first](auto&... pointers) { ((pointers = pointers == nullptr ? nullptr : pointers + first), ...); };
-  move(sampling.temperature, sampling.top_p, sampling.min_p, sampling.top_k, sampling.repetition_penalty,
-       sampling.presence_penalty, sampling.frequency_penalty, sampling.seed, sampling.draw, sampling.top_logprobs,
-       sampling.target, sampling.history_starts, sampling.bias_starts, sampling.mask_rows);
-  return sampling;
-}
-
-Sampled from_row(Sampled sampled, int first) {
-  sampled.token += first;
-  sampled.logprob += first;
-  sampled.top_ids += int64_t(first) * kMaxTopLogprobs;
-  sampled.top_logprobs += int64_t(first) * kMaxTopLogprobs;
-  sampled.status += first;
-  return sampled;
-}
-
 }  // namespace
 
 Decoder::Decoder(std::unique_ptr<Ops> ops, const ModelConfig& config, const Limits& limits, const float* rotary)
@@ -65,8 +47,8 @@ void Decoder::load_vector(const float*& into, const std::string& name, const std
 void Decoder::load(const std::string& name, const std::vector<WeightPiece>& pieces, WeightFormat format) {
   const auto& c = config_;
   int64_t hidden = c.hidden, q_width = int64_t(c.heads) * c.head_dim;
-  if (name == "embed") return load_matrix(embed_, name, pieces, format, c.vocab, hidden);
-  if (name == "lm_head") return load_matrix(lm_head_, name, pieces, format, c.vocab, hidden);
+  if (name == "embed") return load_matrix(embed_, name, pieces, format, c.own_vocab(), hidden);
+  if (name == "lm_head") return load_matrix(lm_head_, name, pieces, format, c.own_vocab(), hidden);
   if (name == "final_norm") return load_vector(final_norm_, name, pieces, hidden);
 
   const std::string prefix = "layers.";
@@ -123,7 +105,7 @@ void Decoder::finish(int64_t blocks) {
   row_residual_ = workspace(res, rows, config_.hidden);
   row_delta_ = workspace(res, rows, config_.hidden);
   row_normed_ = workspace(act, rows, config_.hidden);
-  logits_ = workspace(DType::f32, rows, config_.vocab);
+  logits_ = workspace(DType::f32, rows, config_.own_vocab());
   for (Layer& layer : layers_) layer.cache = ops_->make_kv_layer(blocks, config_.kv_heads, config_.head_dim);
 }
 
@@ -140,14 +122,24 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
          qkv = first_rows(qkv_, batch.tokens), attended = first_rows(attended_, batch.tokens),
          delta = first_rows(delta_, batch.tokens), hidden = first_rows(hidden_, batch.tokens);
 
+  // Each rank holds some rows of a matrix that begins a block and some columns of the one that ends it, so that what a
+  // block adds is a sum over ranks.
+  const bool split = config_.split();
+  auto sum = [&](Tensor x) {
+    if (split) ops_->all_reduce(x);
+  };
+
   ops_->embed(residual, *embed_, batch.token_ids);
+  sum(residual);
   const Tensor* pending = nullptr;  // what the previous block adds to the residual
   for (const Layer& layer : layers_) {
+    if (pending) sum(delta);
     ops_->add_norm(normed, residual, pending, layer.attn_norm, epsilon);
     ops_->linear(qkv, normed, *layer.qkv, layer.qkv_bias);
     ops_->rope_and_cache(qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache, batch);
     ops_->attention(attended, qkv, shape, layer.cache, batch);
     ops_->linear(delta, attended, *layer.o, nullptr);
+    sum(delta);
     ops_->add_norm(normed, residual, &delta, layer.ffn_norm, epsilon);
     ops_->gated_linear(hidden, normed, *layer.gate_up);
     ops_->linear(delta, hidden, *layer.down, nullptr);
@@ -161,9 +153,14 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
            row_normed = first_rows(row_normed_, rows), logits = first_rows(logits_, rows);
     ops_->gather_rows(row_residual, residual, batch.sample_rows + first);
     ops_->gather_rows(row_delta, delta, batch.sample_rows + first);
+    sum(row_delta);
     ops_->add_norm(row_normed, row_residual, &row_delta, final_norm_, epsilon);
     ops_->linear(logits, row_normed, head(), nullptr);
-    ops_->sample(logits, from_row(sampling, first), from_row(sampled, first));
+    if (split) {
+      ops_->sample_parts(logits, batch, sampling, sampled, first);
+    } else {
+      ops_->sample(logits, from_row(sampling, first), from_row(sampled, first));
+    }
   }
 }
 

@@ -3,8 +3,10 @@
 
 #include <memory>
 
+#include "base/comm.h"
 #include "model/decoder.h"
 #include "model/plan.h"
+#include "model/ranks.h"
 
 namespace oarlock {
 
@@ -25,11 +27,16 @@ class Executor {
   virtual int64_t free_memory() const = 0;
   virtual void submit(const Plan& plan) = 0;  // the plan's memory may be reused once this returns
   virtual StepResult collect() = 0;
+
+  // Of a split model. Rank 0 gives every step to the others by submit, and an order beside the steps by this.
+  virtual void lead(Order) { throw DeviceError("this device can't run a model that is split over ranks"); }
+  // Another rank: waits for rank 0's next order and carries it out. CommError when none comes in time.
+  virtual Order follow() { throw DeviceError("this device can't run a model that is split over ranks"); }
 };
 
-// Runs each step to its end inside submit.
+// Runs each step to its end inside submit. comm: the ranks of a split model, of which config describes this one's share.
 std::unique_ptr<Executor> make_cpu_executor(const ModelConfig& config, const Limits& limits, const float* rotary, DType dtype,
-                                            int threads);
+                                            int threads, std::shared_ptr<Comm> comm = nullptr);
 
 #ifdef OARLOCK_CUDA
 struct CudaOptions {

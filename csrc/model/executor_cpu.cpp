@@ -1,5 +1,6 @@
 // The CPU executor: host memory is device memory, and a step has run when submit returns.
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -12,8 +13,11 @@ namespace {
 
 class CpuExecutor : public Executor {
  public:
-  CpuExecutor(std::unique_ptr<Ops> ops, const ModelConfig& config, const Limits& limits, const float* rotary)
-      : decoder_(std::move(ops), config, limits, rotary) {}
+  CpuExecutor(std::unique_ptr<Ops> ops, const ModelConfig& config, const Limits& limits, const float* rotary,
+              std::shared_ptr<Comm> comm)
+      : decoder_(std::move(ops), config, limits, rotary) {
+    if (comm) channel_.emplace(std::move(comm), config, limits);
+  }
 
   Decoder& decoder() override { return decoder_; }
 
@@ -33,14 +37,28 @@ class CpuExecutor : public Executor {
   void submit(const Plan& plan) override {
     require(decoder_.blocks() > 0, "the model has not been finished");
     check(plan, decoder_.config(), decoder_.limits(), decoder_.blocks());
-    decoder_.forward(plan.batch, plan.sampling, result_.sampled);
+    decoder_.forward(channel_ ? channel_->lead(plan) : plan.batch, plan.sampling, result_.sampled);
     result_.rows = plan.batch.rows;
   }
 
   StepResult collect() override { return result_; }
 
+  void lead(Order order) override {
+    require(channel_.has_value(), "the model is not split over ranks");
+    channel_->lead(order);
+  }
+
+  Order follow() override {
+    require(channel_.has_value() && decoder_.blocks() > 0, "the model is not split over ranks, or not finished");
+    Batch batch;
+    Order order = channel_->follow(batch);
+    if (order == Order::step) decoder_.forward(batch, {}, {});
+    return order;
+  }
+
  private:
   Decoder decoder_;
+  std::optional<PlanChannel> channel_;
   StepResult result_;
   std::vector<int32_t> token_, status_, top_ids_;
   std::vector<float> logprob_, top_logprobs_;
@@ -49,8 +67,10 @@ class CpuExecutor : public Executor {
 }  // namespace
 
 std::unique_ptr<Executor> make_cpu_executor(const ModelConfig& config, const Limits& limits, const float* rotary, DType dtype,
-                                            int threads) {
+                                            int threads, std::shared_ptr<Comm> comm) {
   cpu::OpsLimits ops;
+  ops.comm = comm;
+  ops.vocab_starts = config.vocab_starts;
   ops.max_tokens = limits.max_tokens;
   ops.max_sequences = limits.max_sequences;
   ops.max_rows = limits.logit_rows();
@@ -60,7 +80,7 @@ std::unique_ptr<Executor> make_cpu_executor(const ModelConfig& config, const Lim
   ops.head_dim = config.head_dim;
   ops.vocab = config.vocab;
   ops.max_k = std::max({config.hidden, config.ffn, config.heads * config.head_dim});
-  return std::make_unique<CpuExecutor>(cpu::make_ops(dtype, threads, ops), config, limits, rotary);
+  return std::make_unique<CpuExecutor>(cpu::make_ops(dtype, threads, ops), config, limits, rotary, std::move(comm));
 }
 
 }  // namespace oarlock

@@ -1,4 +1,7 @@
-"""The compiled core (csrc/bindings). ValueError: the caller's mistake; RuntimeError: the machine's refusal."""
+"""The compiled core (csrc/bindings).
+
+ValueError: the caller's mistake; RuntimeError: the machine's refusal; ConnectionError: a rank that is lost or silent.
+"""
 
 from typing import Any, final
 
@@ -7,6 +10,27 @@ import numpy.typing as npt
 
 BLOCK_TOKENS: int
 MAX_TOP_LOGPROBS: int
+
+@final
+class Comm:
+    """One rank's end of what the ranks of a split model say to each other. Not thread-safe, but for abort."""
+
+    def __init__(self, rank: int, world: int, time_limit: float, library: str) -> None:
+        """time_limit: seconds a call waits for a peer; library: UCX's libucp, or "" for the system's."""
+
+    @property
+    def address(self) -> bytes:
+        """What the others need to reach this rank."""
+
+    def connect(self, addresses: list[bytes], names: list[str]) -> None:
+        """Addresses of all ranks in order, and what errors call them; returns when all are connected."""
+
+    def all_reduce(self, values: npt.NDArray[np.float32]) -> None:
+        """Sums over ranks in place."""
+
+    def barrier(self) -> None: ...
+    def abort(self, reason: str) -> None:
+        """From any thread: ends what waits, and every later call, by ConnectionError."""
 
 @final
 class Executor:
@@ -35,6 +59,15 @@ class Executor:
 
         The next submit or collect overwrites them.
         """
+
+    def beat(self) -> None:
+        """Rank 0 of a split model: returns when every other rank has answered."""
+
+    def stop_followers(self) -> None:
+        """Rank 0 of a split model: ends the other ranks' loops."""
+
+    def follow(self) -> str:
+        """Another rank: carries out rank 0's next order, which was "step", "beat" or "stop"."""
 
     @property
     def free_memory(self) -> int:

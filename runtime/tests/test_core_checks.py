@@ -1,11 +1,14 @@
 """Runs the kernels' own checks, the programs that CMake builds beside the extension module (option OARLOCK_CHECKS)."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from oarlock_runtime.engine.ranks import ucx_library
 
 ROOT = Path(__file__).parents[2]
 CHECK = re.compile(r"add_executable\(\s*(\w+_check)\b")
@@ -30,5 +33,12 @@ def test_core_check(name: str) -> None:
     found = [path for path in ROOT.glob(f"{BUILD}/**/{name}") if path.is_file()]
     assert found, f"{name} is not built; run `make setup`"
     program = max(found, key=lambda path: path.stat().st_mtime)
-    done = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        [program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        env=os.environ | {"OARLOCK_UCX_LIBRARY": ucx_library()},
+    )
     assert done.returncode == 0, done.stdout[-4000:]

@@ -169,11 +169,15 @@ void Sampler::reserve(int max_rows, int64_t vocab) {
   }
 }
 
+const SamplerScans& Sampler::scans() const { return isa_ >= Isa::avx512 ? avx512::sampler_scans : avx2::sampler_scans; }
+
+Largest Sampler::largest(const float* logits, int64_t count) const { return scans().largest(logits, count); }
+
 void Sampler::sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) {
   require(scratch_ != nullptr && logits.rows <= scratch_->max_rows && logits.cols == scratch_->vocab, "sampler: ", logits.rows,
           " rows of ", logits.cols, " logits are not what was reserved");
   require(logits.dtype == DType::f32, "sampler: logits must be float32");
-  const SamplerScans& scans = isa_ >= Isa::avx512 ? avx512::sampler_scans : avx2::sampler_scans;
+  const SamplerScans& scans = this->scans();
   pool_.for_each(logits.rows, [&](int64_t row, int thread) {
     sampled.token[row] = 0;
     sampled.logprob[row] = 0;

@@ -6,6 +6,7 @@
 #include "base/isa.h"
 #include "base/ops.h"
 #include "base/threads.h"
+#include "cpu/sampler/scan.h"
 
 namespace oarlock::cpu {
 
@@ -32,7 +33,12 @@ class Sampler {
   // logits are float32 [rows, vocab] and are left as they are. InvalidArgument beyond what was reserved.
   void sample(Tensor logits, const Sampling& sampling, const Sampled& sampled);
 
+  // The likeliest of `count` logits.
+  Largest largest(const float* logits, int64_t count) const;
+
  private:
+  const SamplerScans& scans() const;
+
   ThreadPool& pool_;
   const Isa isa_;
   std::unique_ptr<SamplerScratch> scratch_;

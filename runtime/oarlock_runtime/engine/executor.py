@@ -11,9 +11,11 @@ from pathlib import Path
 from oarlock_runtime import _C
 from oarlock_runtime.engine.memory import available_memory
 from oarlock_runtime.engine.plan import BLOCK_TOKENS, StepPlan, StepResult
+from oarlock_runtime.engine.ranks import Ranks
 from oarlock_runtime.errors import SettingError
 from oarlock_runtime.models.checkpoint import Checkpoint
 from oarlock_runtime.models.loading import LoadProgress, Quantization, load_weights
+from oarlock_runtime.models.sharding import shard_of, vocab_starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,18 @@ class CoreExecutor:
     def collect(self) -> StepResult:
         return StepResult(*self._core.collect())
 
+    def beat(self) -> None:
+        """Rank 0 of a split model: proves that every rank answers. ConnectionError when one does not in time."""
+        self._core.beat()
+
+    def stop_followers(self) -> None:
+        """Rank 0 of a split model: ends the other ranks' loops."""
+        self._core.stop_followers()
+
+    def follow(self) -> str:
+        """Another rank: carries out rank 0's next order: "step", "beat" or "stop"."""
+        return self._core.follow()
+
 
 def usable_threads() -> int:
     """Processors this process may run on."""
@@ -81,10 +95,17 @@ def batched_tokens(device: str, wanted: int, max_sequences: int) -> int:
 
 
 def load_executor(
-    checkpoint: Checkpoint, options: ExecutorOptions, progress: Callable[[LoadProgress], None] | None = None
+    checkpoint: Checkpoint,
+    options: ExecutorOptions,
+    progress: Callable[[LoadProgress], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> CoreExecutor:
-    """Loads the weights and sizes the KV pool. SettingError when the limits can't be met, ValueError from the core."""
+    """Loads the weights, or the part of them that is this rank's, and sizes the KV pool.
+
+    SettingError when the limits can't be met, ValueError from the core, ConnectionError when another rank is lost.
+    """
     spec = checkpoint.spec
+    shard = shard_of(spec, ranks.rank, ranks.world) if ranks is not None else None
     if options.max_context > spec.max_context:
         raise SettingError(
             f"max_context is {options.max_context}; {checkpoint.path} was trained for {spec.max_context} tokens"
@@ -93,7 +114,7 @@ def load_executor(
     blocks_per_sequence = -(-max_context // BLOCK_TOKENS)
     max_rows = batched_tokens(options.device, options.max_batched_tokens, options.max_sequences)
     core = _C.Executor(
-        spec.executor_config(max_context)
+        (shard.local_spec if shard is not None else spec).executor_config(max_context)
         | {
             "device": options.device,
             "dtype": options.dtype,
@@ -104,11 +125,14 @@ def load_executor(
             "max_blocks_per_sequence": blocks_per_sequence,
             "batch_invariant": options.batch_invariant,
             "graphs": options.graphs,
+            "comm": ranks.comm if ranks is not None else None,
+            "vocab_starts": vocab_starts(spec, ranks.world) if ranks is not None else [],
         }
     )
-    load_weights(checkpoint, core, options.quantization, options.dtype, progress)
+    load_weights(checkpoint, core, options.quantization, options.dtype, progress, shard)
     free = available_memory() if options.device == "cpu" else core.free_memory
-    core.finish(_kv_blocks(options, free, core.bytes_per_block, blocks_per_sequence, checkpoint.path))
+    blocks = _kv_blocks(options, free, core.bytes_per_block, blocks_per_sequence, checkpoint.path)
+    core.finish(blocks if ranks is None else ranks.least(blocks))
     return CoreExecutor(core, max_context, max_rows, options.overlap and DEVICES[options.device].overlap)
 
 

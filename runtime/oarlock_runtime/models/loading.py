@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from oarlock_runtime.models.checkpoint import Checkpoint
+from oarlock_runtime.models.sharding import Shard, Span
 from oarlock_runtime.models.spec import ModelSpec
-from oarlock_runtime.models.tensors import BLOCK, BLOCK_BYTES, TensorRef
+from oarlock_runtime.models.tensors import BLOCK, BLOCK_BYTES, TensorRef, to_bf16
 
 Quantization = Literal["auto", "f32", "bf16", "int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
@@ -50,6 +51,7 @@ class WeightGroup:
     refs: tuple[TensorRef, ...]
     format: str
     held: str
+    shard: Shard | None = None  # a rank's part of it; None = all
 
     @property
     def is_vector(self) -> bool:
@@ -58,17 +60,19 @@ class WeightGroup:
     @property
     def nbytes(self) -> int:
         """Bytes the core will hold for it."""
-        return sum(math.prod(ref.shape) for ref in self.refs) * HELD_BYTES[self.held] // BLOCK
+        return sum(math.prod(_part_shape(ref, self.shard)) for ref in self.refs) * HELD_BYTES[self.held] // BLOCK
 
     def pieces(self) -> list[tuple[str, npt.NDArray[Any]]]:
         """What the executor's load takes. Vectors are joined into one float32 piece."""
         if self.is_vector:
-            return [("f32", np.concatenate([ref.read() for ref in self.refs]))]
-        return [(ref.becomes, ref.read()) for ref in self.refs]
+            return [("f32", np.concatenate([_cut_vector(ref, self.shard) for ref in self.refs]))]
+        return [_cut_matrix(ref, self.shard) for ref in self.refs]
 
 
-def load_plan(checkpoint: Checkpoint, quantization: Quantization = "auto", dtype: str = "bf16") -> list[WeightGroup]:
-    """The weights the executor takes, in order, and as what each is held.
+def load_plan(
+    checkpoint: Checkpoint, quantization: Quantization = "auto", dtype: str = "bf16", shard: Shard | None = None
+) -> list[WeightGroup]:
+    """The weights the executor takes, in order, and as what each is held; of one rank's `shard`, or of the whole model.
 
     quantization "auto" keeps a GGUF's own 8 and 4 bits and holds all else in `dtype`, the executor's compute type
     (bf16, f16 or f32); int8 and int4 leave what can't be cut into groups of 32 in `dtype` too.
@@ -78,8 +82,8 @@ def load_plan(checkpoint: Checkpoint, quantization: Quantization = "auto", dtype
     groups = []
     for name, parts in _group_names(checkpoint.spec):
         refs = tuple(checkpoint[part] for part in parts)
-        format, held = _format_of(name, refs, quantization, dtype)
-        groups.append(WeightGroup(name, refs, format, held))
+        format, held = _format_of(name, refs, quantization, dtype, shard)
+        groups.append(WeightGroup(name, refs, format, held, shard))
     return groups
 
 
@@ -89,9 +93,10 @@ def load_weights(
     quantization: Quantization = "auto",
     dtype: str = "bf16",
     progress: Callable[[LoadProgress], None] | None = None,
+    shard: Shard | None = None,
 ) -> None:
-    """Hands every weight to `executor`. ValueError and RuntimeError from the executor pass through."""
-    plan = load_plan(checkpoint, quantization, dtype)
+    """Hands every weight, or this rank's part of it, to `executor`, whose ValueError and RuntimeError pass through."""
+    plan = load_plan(checkpoint, quantization, dtype, shard)
     total = sum(ref.nbytes for group in plan for ref in group.refs)
     done = 0
     for group in plan:
@@ -120,11 +125,58 @@ def _group_names(spec: ModelSpec) -> Iterator[tuple[str, list[str]]]:
         yield "lm_head", ["lm_head"]
 
 
-def _format_of(name: str, refs: tuple[TensorRef, ...], quantization: str, dtype: str) -> tuple[str, str]:
+def _part(ref: TensorRef) -> str:
+    """What a tensor is, its layer left out: "q", "down", "embed" …"""
+    return ref.name.rpartition(".")[2]
+
+
+def _columns(ref: TensorRef, shard: Shard | None) -> Span | None:
+    return shard.columns(_part(ref)) if shard is not None else None
+
+
+def _part_shape(ref: TensorRef, shard: Shard | None) -> tuple[int, ...]:
+    rows = shard.rows(_part(ref)) if shard is not None else None
+    columns = _columns(ref, shard)
+    height = ref.shape[0] if rows is None else len(rows)
+    return (height, *ref.shape[1:]) if columns is None else (height, len(columns))
+
+
+def _becomes(ref: TensorRef, shard: Shard | None) -> str:
+    """What the core is given: a tensor whose blocks the cut would break is expanded first."""
+    columns = _columns(ref, shard)
+    whole = columns is None or (columns.start % BLOCK == 0 and columns.stop % BLOCK == 0)
+    return ref.becomes if whole or ref.becomes not in BLOCK_BYTES else "bf16"
+
+
+def _cut_vector(ref: TensorRef, shard: Shard | None) -> npt.NDArray[Any]:
+    rows = shard.rows(_part(ref)) if shard is not None else None
+    return ref.read() if rows is None else ref.read()[rows.start : rows.stop]
+
+
+def _cut_matrix(ref: TensorRef, shard: Shard | None) -> tuple[str, npt.NDArray[Any]]:
+    """Format and array of a tensor, or of the rank's part of it."""
+    if shard is None:
+        return ref.becomes, ref.read()
+    rows, columns = shard.rows(_part(ref)), shard.columns(_part(ref))
+    becomes = _becomes(ref, shard)
+    array = ref.read() if becomes == ref.becomes else to_bf16(ref.dequantize())
+    if rows is not None:
+        array = array[rows.start : rows.stop]
+    if columns is not None:
+        block = BLOCK_BYTES.get(becomes)
+        if block is not None:  # a row is bytes
+            columns = Span(columns.start // BLOCK * block, columns.stop // BLOCK * block)
+        array = array[:, columns.start : columns.stop]
+    return becomes, np.ascontiguousarray(array)
+
+
+def _format_of(
+    name: str, refs: tuple[TensorRef, ...], quantization: str, dtype: str, shard: Shard | None
+) -> tuple[str, str]:
     """The format to ask of the executor, and what it comes to."""
     if len(refs[0].shape) == 1:
         return "f32", "f32"
-    formats = {ref.becomes for ref in refs}
+    formats = {_becomes(ref, shard) for ref in refs}
     own = None
     if formats <= BLOCK_BYTES.keys():
         # The core holds pieces of one weight in the widest form that any of them needs.
@@ -133,7 +185,7 @@ def _format_of(name: str, refs: tuple[TensorRef, ...], quantization: str, dtype:
         return "keep", own or dtype
     if quantization in ("f32", "bf16"):
         return quantization, quantization
-    if refs[0].shape[1] % BLOCK:
+    if _part_shape(refs[0], shard)[1] % BLOCK:
         return dtype, dtype
     # The head decides between near-equal tokens, so it is given no less than 8 bits; so is what it may be tied to.
     wanted = "int8" if name in ("embed", "lm_head") else quantization

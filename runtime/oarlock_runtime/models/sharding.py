@@ -1,0 +1,111 @@
+"""Which part of a model each rank holds when it is split: pure arithmetic over a ModelSpec.
+
+A matrix that begins a block (q, k, v, gate, up) is split by output rows, the one that ends it (o, down) by columns, the
+embedding and the head by tokens. Query heads stay with their KV head; a KV head is held by several ranks where there are
+more ranks than KV heads. Parts may be uneven. Used by the engine process of every rank.
+"""
+
+from dataclasses import dataclass, replace
+
+from oarlock_runtime.models.errors import CheckpointError
+from oarlock_runtime.models.spec import ModelSpec
+
+FFN_UNIT = 64  # features: whole groups of quantized weights, and of the kernels' tiles
+VOCAB_UNIT = 64  # tokens
+
+
+@dataclass(frozen=True)
+class Span:
+    """The half-open range [start, stop)."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def times(self, factor: int) -> "Span":
+        return Span(self.start * factor, self.stop * factor)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One rank's part of a model: `heads`, `kv_heads`, `ffn` and `tokens` are spans of the whole model's."""
+
+    rank: int
+    world: int
+    spec: ModelSpec
+    heads: Span
+    kv_heads: Span
+    ffn: Span
+    tokens: Span
+
+    @property
+    def local_spec(self) -> ModelSpec:
+        """The spec that this rank's executor computes with. The vocabulary stays the model's."""
+        return replace(self.spec, heads=len(self.heads), kv_heads=len(self.kv_heads), ffn=len(self.ffn))
+
+    def rows(self, part: str) -> Span | None:
+        """Output rows that this rank holds of a tensor ("q", "down", "embed" …), None for all."""
+        dim = self.spec.head_dim
+        return {
+            "q": self.heads.times(dim),
+            "q_bias": self.heads.times(dim),
+            "k": self.kv_heads.times(dim),
+            "k_bias": self.kv_heads.times(dim),
+            "v": self.kv_heads.times(dim),
+            "v_bias": self.kv_heads.times(dim),
+            "gate": self.ffn,
+            "up": self.ffn,
+            "embed": self.tokens,
+            "lm_head": self.tokens,
+        }.get(part)
+
+    def columns(self, part: str) -> Span | None:
+        """Columns that this rank holds of a tensor, None for all."""
+        return {"o": self.heads.times(self.spec.head_dim), "down": self.ffn}.get(part)
+
+
+def shard_of(spec: ModelSpec, rank: int, world: int) -> Shard:
+    """Rank `rank`'s part of a model split over `world` ranks. CheckpointError when a rank would be left without heads."""
+    if not 0 <= rank < world:
+        raise ValueError(f"rank {rank} is outside 0 to {world - 1}")
+    heads, kv_heads = _split_heads(spec, rank, world)
+    return Shard(
+        rank, world, spec, heads, kv_heads, _split_ffn(spec, rank, world), _split(spec.vocab, VOCAB_UNIT, rank, world)
+    )
+
+
+def vocab_starts(spec: ModelSpec, world: int) -> list[int]:
+    """First token of every rank, and the vocabulary's size."""
+    return [_split(spec.vocab, VOCAB_UNIT, rank, world).start for rank in range(world)] + [spec.vocab]
+
+
+def _split(count: int, unit: int, rank: int, world: int) -> Span:
+    """Rank's part of `count` in whole units, as even as they allow; the last unit may be a short one."""
+    units = -(-count // unit)
+    return Span(min(units * rank // world * unit, count), min(units * (rank + 1) // world * unit, count))
+
+
+def _split_ffn(spec: ModelSpec, rank: int, world: int) -> Span:
+    unit = FFN_UNIT if spec.ffn // FFN_UNIT >= world else 1
+    span = _split(spec.ffn, unit, rank, world)
+    if not len(span):
+        raise CheckpointError(f"{spec.ffn} features of the feed-forward layers can't be split over {world} ranks")
+    return span
+
+
+def _split_heads(spec: ModelSpec, rank: int, world: int) -> tuple[Span, Span]:
+    group = spec.heads // spec.kv_heads
+    if spec.kv_heads >= world:
+        kv_heads = _split(spec.kv_heads, 1, rank, world)
+        return kv_heads.times(group), kv_heads
+    own = rank * spec.kv_heads // world  # the KV head that this rank shares with others
+    first, last = -(-own * world // spec.kv_heads), -(-(own + 1) * world // spec.kv_heads)
+    part = _split(group, 1, rank - first, last - first)
+    if not len(part):
+        raise CheckpointError(
+            f"{spec.heads} attention heads over {spec.kv_heads} KV heads can't be split over {world} ranks: "
+            f"{last - first} ranks would share the {group} heads of a KV head"
+        )
+    return Span(own * group + part.start, own * group + part.stop), Span(own, own + 1)
