@@ -39,5 +39,5 @@ def ucx_library() -> str:
 
 
 def open_comm(rank: int, world: int, time_limit: float) -> _C.Comm:
-    """This rank's end, not yet connected. RuntimeError when UCX can't be had; `time_limit` in seconds bounds every wait."""
+    """This rank's end, not yet connected; `time_limit` seconds bound every wait. RuntimeError when UCX can't be had."""
     return _C.Comm(rank, world, time_limit, ucx_library())

@@ -1,8 +1,8 @@
 """Which part of a model each rank holds when it is split: pure arithmetic over a ModelSpec.
 
-A matrix that begins a block (q, k, v, gate, up) is split by output rows, the one that ends it (o, down) by columns, the
-embedding and the head by tokens. Query heads stay with their KV head; a KV head is held by several ranks where there are
-more ranks than KV heads. Parts may be uneven. Used by the engine process of every rank.
+A matrix that begins a block (q, k, v, gate, up) is split by output rows, the one that ends it (o, down) by columns,
+the embedding and the head by tokens. Query heads stay with their KV head; a KV head is held by several ranks where
+there are more ranks than KV heads. Parts may be uneven. Used by the engine process of every rank.
 """
 
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ class Shard:
 
 
 def shard_of(spec: ModelSpec, rank: int, world: int) -> Shard:
-    """Rank `rank`'s part of a model split over `world` ranks. CheckpointError when a rank would be left without heads."""
+    """Rank `rank`'s part of a model split over `world` ranks. CheckpointError when a rank would have no heads."""
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} is outside 0 to {world - 1}")
     heads, kv_heads = _split_heads(spec, rank, world)

@@ -30,13 +30,23 @@ def agreement(executor: CoreExecutor, texts: list[ForcedText], logits: list[Floa
     return agreed / rows, max(margins)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_real_weights_keep_the_parity_rule(smollm2: Path, world: int) -> None:
-    texts = forced_texts(load_tokenizer(smollm2))
+@pytest.fixture(scope="module")
+def texts(smollm2: Path) -> list[ForcedText]:
+    return forced_texts(load_tokenizer(smollm2))
+
+
+@pytest.fixture(scope="module")
+def logits(smollm2: Path, texts: list[ForcedText]) -> list[Floats]:
     reference = Reference.load(open_checkpoint(smollm2))
-    logits = [
+    return [
         reference.hidden_states(text.ids)[-1][text.rows.start : text.rows.stop] @ reference.head.T for text in texts
     ]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_real_weights_keep_the_parity_rule(
+    smollm2: Path, texts: list[ForcedText], logits: list[Floats], world: int
+) -> None:
     options = ExecutorOptions(
         quantization="bf16", max_sequences=4, max_context=512, max_batched_tokens=512, kv_blocks=16, threads=1
     )
@@ -49,7 +59,7 @@ def test_real_weights_keep_the_parity_rule(smollm2: Path, world: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_the_same_split(tmp_path: Path, family: str) -> None:
-    # 6 query heads over 2 KV heads: over 4 ranks each KV head is held twice and its three query heads are shared 1 to 2.
+    # 6 query heads over 2 KV heads: over 4 ranks each KV head is held twice, its three query heads shared 1 to 2.
     path = tiny_directory(tmp_path, family, num_attention_heads=6, num_key_value_heads=2, head_dim=32)
     whole = load_executor(open_checkpoint(path), SMALL)
     ids = np.random.default_rng(5).integers(0, 256, 150).tolist()

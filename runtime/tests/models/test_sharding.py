@@ -1,6 +1,7 @@
 """The parts of a split model: they cover it, no row twice but shared KV heads, and every rank has work."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_parts_cover_the_model_once(kv_heads: int, group: int, ffn: int, vocab: 
         ([part.tokens for part in parts], vocab),
     ):
         assert spans[0].start == 0 and spans[-1].stop == whole
-        assert all(before.stop == after.start for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before.stop == after.start for before, after in pairwise(spans))
     for part in parts:
         assert len(part.heads) % len(part.kv_heads) == 0
         own = len(part.heads) // len(part.kv_heads)
