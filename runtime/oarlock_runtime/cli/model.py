@@ -8,6 +8,8 @@ from pathlib import Path
 from oarlock_runtime.cli.arguments import Parser, integer
 from oarlock_runtime.cli.dispatch import UsageError
 from oarlock_runtime.cli.terminal import human_bytes, progress, say, table
+from oarlock_runtime.server.paddle.block_plan import advise
+from oarlock_runtime.settings import parse
 
 USAGE = """usage: oarlock model inspect MODEL [flags]
        oarlock model random CONFIG --to gguf|safetensors -o PATH [flags]
@@ -25,11 +27,16 @@ def inspect_parser() -> Parser:
     flags.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="as for serve (default auto)")
     flags.add_argument("--dtype", choices=("bf16", "f32"), default="bf16", help="of activations and KV (default bf16)")
     flags.add_argument("--context", type=integer(1), help="tokens, for the KV cache's size (default: the model's)")
+    flags.add_argument("--paddle", action="store_true", help="advise BLOCK_BS, BLOCK_RATIO and BATCH_SIZE too")
+    flags.add_argument("--average-in", type=integer(1), default=300, help="tokens of a prompt (default 300)")
+    flags.add_argument("--average-out", type=integer(1), default=900, help="tokens of an answer (default 900)")
+    flags.add_argument("--kv-memory", default="", help="of the KV cache (default: half of the free memory)")
     return flags
 
 
 def inspect(arguments: list[str]) -> int:
     from oarlock_runtime.cli.download import local_path
+    from oarlock_runtime.engine.memory import available_memory
     from oarlock_runtime.models.inspect import describe_rope, inspect_model
 
     flags = inspect_parser().read(arguments)
@@ -80,7 +87,21 @@ def inspect(arguments: list[str]) -> int:
     ]
     title = f"Weights, as --quantization {report.quantization} --dtype {report.dtype} holds them"
     table(title, ("weight", "number", "shape", "stored", "held", "on disk", "in memory"), rows)
+    if flags.paddle:
+        memory = parse("kv_memory", flags.kv_memory or "auto", "--kv-memory")
+        memory = memory or max(available_memory() - report.weight_bytes, 0) // 2
+        _advise(memory // report.kv_bytes_per_token, context, flags.average_in, flags.average_out)
     return 0
+
+
+def _advise(tokens: int, context: int, average_in: int, average_out: int) -> None:
+    """What PaddleNLP's guide makes of a KV cache of so many tokens."""
+    advice = advise(tokens, context, average_in, average_out)
+    print(
+        f"\nFor prompts of {average_in} and answers of {average_out} tokens, with a KV cache of {tokens} tokens:\n"
+        f"MAX_SEQ_LEN={context} BLOCK_BS={advice.block_bs:g} BLOCK_RATIO={advice.block_ratio:g} "
+        f"BATCH_SIZE={advice.batch_size}"
+    )
 
 
 def random_parser() -> Parser:

@@ -26,6 +26,13 @@ def test_inspect_tells_what_a_model_is(tiny: Path, capsys: pytest.CaptureFixture
     assert "layers.*.qkv" in printed and "int8" in printed
 
 
+def test_inspect_advises_paddles_settings(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lengths = ["--average-in", "300", "--average-out", "1500", "--context", "128", "--kv-memory", "1MiB"]
+    assert main(["model", "inspect", str(tiny), "--paddle", *lengths]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("MAX_SEQ_LEN=128 BLOCK_BS=") and " BLOCK_RATIO=0.24 BATCH_SIZE=" in last
+
+
 def test_download_of_a_path_prints_it(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", str(tiny)]) == 0
     assert capsys.readouterr().out == f"{tiny}\n"

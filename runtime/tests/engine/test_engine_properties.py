@@ -200,6 +200,7 @@ class World:
             }
 
 
+@pytest.mark.conformance(21)
 @pytest.mark.parametrize("crowded", [False, True])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())

@@ -69,6 +69,7 @@ def test_nothing_to_do_is_no_step() -> None:
     assert steps.step() is None and not steps.scheduler.has_work
 
 
+@pytest.mark.conformance(21)
 def test_waiting_requests_are_admitted_in_order_as_seats_come_free() -> None:
     steps = Steps(max_sequences=2)
     for request_id in (1, 2, 3, 4):
@@ -128,6 +129,7 @@ def test_salted_prompts_share_nothing_with_others() -> None:
     assert lengths(steps.step()) == [100, 100, 36]
 
 
+@pytest.mark.conformance(21)
 def test_the_last_arrived_gives_way_and_comes_back_with_the_same_result() -> None:
     alone = Steps(blocks=8)
     alone.add(2, 60, max_tokens=300)

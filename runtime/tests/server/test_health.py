@@ -17,6 +17,7 @@ class Beating:
         self.last_beat = time.monotonic() - age
 
 
+@pytest.mark.conformance(25)
 @pytest.mark.parametrize(
     ("state", "age", "live", "ready"),
     [
@@ -39,3 +40,10 @@ def test_live_and_ready(state: State, age: float, live: int | None, ready: int |
         status, _, body = asyncio.run(health.pages()[f"/v2/health/{name}"]())  # type: ignore[arg-type]
         assert status == (200 if code is None else 500)
         assert body == b"" if code is None else b'"error_code": %d' % code in body
+
+
+@pytest.mark.conformance(25)
+def test_strict_live_is_ready() -> None:
+    health = Health(Settings(strict_paddle=True))
+    status, _, body = asyncio.run(health.pages()["/v2/health/live"]())  # type: ignore[arg-type]
+    assert status == 500 and b'"error_code": 1' in body

@@ -122,6 +122,7 @@ def test_metrics_are_one_page_over_all_processes(running: Served) -> None:
     assert len(helped) == len(set(helped))
 
 
+@pytest.mark.conformance(25, 26)
 def test_a_stuck_engine_is_not_ready_but_lives(running: Served) -> None:
     engine = running.children()["engine_process"]
     os.kill(engine, signal.SIGSTOP)
@@ -176,6 +177,7 @@ def test_what_outlives_the_drain_time_is_ended_with_an_error(tiny_model: Path, t
         assert not alive(engine)
 
 
+@pytest.mark.conformance(26)
 @pytest.mark.parametrize("victim", ["engine_process", "server_process"])
 def test_a_child_that_dies_ends_the_server_with_its_name_and_reason(
     tiny_model: Path, tmp_path: Path, victim: str

@@ -83,9 +83,10 @@ class Advice:
 def advise(pool_tokens: int, max_seq_len: int, average_in: int, average_out: int) -> Advice:
     """What PaddleNLP's guide recommends for a pool of `pool_tokens` and requests of these average lengths.
 
-    The ratio is the middle of the guide's range, and never above 1; the batch is below what the pool holds.
+    The ratio is never above 1 (the guide adds up to 30 % where lengths vary much), and the batch stays below what the
+    pool holds of such requests.
     """
-    share = (average_in + 128) / (average_in + average_out) * 1.15
+    share = (average_in + 128) / (average_in + average_out)
     below = math.ceil(pool_tokens / (average_in + average_out)) - 1
     return Advice(round(pool_tokens / max_seq_len, 2), round(min(share, 1.0), 2), max(1, min(below, 256)))
 

@@ -47,6 +47,7 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
 
 
+@pytest.mark.conformance(16)
 def test_a_chat_whole_and_streamed(client: Any) -> None:
     whole = client.chat.completions.create(model="default", messages=USER)
     assert whole.choices[0].message.content == TEXT
@@ -77,6 +78,7 @@ def test_a_completion_takes_every_form_of_prompt(client: Any, api: ScriptedApi) 
     assert api.client.added[0][0] == ids
 
 
+@pytest.mark.conformance(17)
 def test_n_choices_with_seeds_of_their_own(client: Any, api: ScriptedApi) -> None:
     answer = client.completions.create(model="tiny", prompt=["a", "b"], n=2, seed=(1 << 64) - 1, max_tokens=3)
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
@@ -89,6 +91,7 @@ def test_n_choices_with_seeds_of_their_own(client: Any, api: ScriptedApi) -> Non
     assert streamed == dict.fromkeys(range(4), TEXT[:3])
 
 
+@pytest.mark.conformance(17)
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop_strings_end_the_text_before_them_and_the_request(client: Any, api: ScriptedApi, stream: bool) -> None:
     api.client.text = "one two\n\nthree" + "x" * 300
@@ -117,6 +120,7 @@ def test_a_stream_never_splits_a_character(api: ScriptedApi) -> None:
     assert (cut["text"], cut["finish_reason"]) == ("né \ufffd", "length")
 
 
+@pytest.mark.conformance(17)
 def test_log_probabilities_in_both_styles(client: Any, api: ScriptedApi) -> None:
     api.client.text = "aé"
     prompt = byte_tokens(api.tokenizer, "xy")
@@ -186,6 +190,7 @@ def test_the_description_tells_the_bounds_that_hold(api: ScriptedApi) -> None:
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
+@pytest.mark.conformance(17)
 @pytest.mark.parametrize(
     ("format", "schema"),
     [
@@ -239,6 +244,7 @@ def test_head_is_get_without_a_body(api: ScriptedApi) -> None:
         assert int(response.headers["content-length"]) > 0
 
 
+@pytest.mark.conformance(17)
 def test_sampling_reaches_the_engine(client: Any, api: ScriptedApi) -> None:
     client.chat.completions.create(
         model="tiny",
@@ -298,6 +304,7 @@ def test_completions_that_cannot_be_served(api: ScriptedApi, body: dict[str, Any
     assert not api.client.added
 
 
+@pytest.mark.conformance(17)
 @pytest.mark.parametrize(
     ("body", "field", "words"),
     [
@@ -327,6 +334,7 @@ def test_chats_that_cannot_be_served(api: ScriptedApi, body: dict[str, Any], fie
     assert error["param"] == field and words in error["message"]
 
 
+@pytest.mark.conformance(15)
 def test_model_names(client: Any, api: ScriptedApi) -> None:
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").id == "tiny"
