@@ -34,6 +34,12 @@ def test_bad_files(text: str, complaint: str, tmp_path: Path, capsys: pytest.Cap
     assert complaint in said and said.startswith("error: ")
 
 
+def test_settings_of_the_server_are_fields_here(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["render", str(EXAMPLES[0]), "--max-sequences", "4"])
+    assert "--set FIELD=VALUE" in capsys.readouterr().err
+
+
 def test_missing_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "/nowhere.yaml"]) == 1
     assert "/nowhere.yaml" in capsys.readouterr().err

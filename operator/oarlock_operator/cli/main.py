@@ -19,7 +19,11 @@ _SET = "change a field of the spec, for example --set server.maxSequences=8 (may
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    values = _parser().parse_args(arguments)
+    parser = _parser()
+    values, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        hint = "; settings are fields of the spec: --set FIELD=VALUE" if hasattr(values, "set") else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     logging.basicConfig(level=values.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
