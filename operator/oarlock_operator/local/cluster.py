@@ -1,6 +1,7 @@
 """The reconcile loop's world on this machine: pods are processes, the API server is a few dictionaries."""
 
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -145,7 +146,7 @@ class LocalCluster:
             self._waiting[name] = body
             return
         self._waiting.pop(name, None)
-        place = Place(self._models, self._folder / name, self._oarlock)
+        place = Place(self._models, self._folder / name, self._oarlock, self._share())
         uid = f"{name}-{next(self._numbers)}"
         address = take_address()
         gpus = sorted(self._free_gpus)[:wanted]
@@ -153,6 +154,15 @@ class LocalCluster:
         pod = LocalPod(body, uid, address, place, lambda: self.wake(self.key), gpus)
         self.pods[name] = pod
         pod.task.add_done_callback(lambda _: self._ended(pod))
+
+    def _share(self) -> dict[str, str]:
+        """This machine's memory and cores are there once, for all pods; each would take them for itself."""
+        spec = parse(self.body).spec
+        pods = spec.replicas * spec.parallelism.nodes
+        if pods < 2 or spec.parallelism.gpus_per_node:
+            return {}
+        cores = len(os.sched_getaffinity(0))
+        return {"OARLOCK_KV_MEMORY_SHARE": f"{0.5 / pods:.4f}", "OARLOCK_THREADS": str(max(cores // pods, 1))}
 
     def _ended(self, pod: LocalPod) -> None:
         if self.pods.get(pod.name) is pod:

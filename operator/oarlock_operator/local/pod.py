@@ -31,6 +31,7 @@ class Place:
     models: Path  # the cache of models, shared by all pods
     folder: Path  # the pod's own: logs, /tmp, roster
     oarlock: str  # the runtime's program
+    share: Mapping[str, str]  # variables that count where the spec says nothing
 
 
 class LocalPod:
@@ -233,6 +234,7 @@ class LocalPod:
 
     def _environment(self, container: Mapping[str, Any]) -> dict[str, str]:
         found = {name: value for name, value in os.environ.items() if not name.startswith("OARLOCK_")}
+        found |= self._place.share
         for variable in container.get("env") or ():
             name = variable["name"]
             if name == "HOME":

@@ -209,13 +209,16 @@ def test_what_does_not_end_with_a_killed_runner_ends_before_the_next(start: Call
 
 
 def test_two_runners_side_by_side(start: Callable[..., Runner]) -> None:
-    runners = [start(replicas=2), start("--set", "server.maxSequences=5", folder="two")]
+    runners = [start(replicas=2, server={"threads": 3}), start("--set", "server.maxSequences=5", folder="two")]
     for runner in runners:
         runner.until(lambda runner=runner: runner.said("RolloutComplete"))
     # Replicas take turns, and every member has an address of its own.
     answers = [runner.get() for runner in runners for _ in range(2)]
     assert len({answer["HOST_IP"] for answer in answers}) == len({answer["pid"] for answer in answers}) == 3
     assert answers[2]["BATCH_SIZE"] == "5"
+    # Those of one runner share the machine, unless the spec says how much each gets.
+    shares = [(answer["OARLOCK_KV_MEMORY_SHARE"], answer["OARLOCK_THREADS"]) for answer in answers[1:3]]
+    assert shares == [("0.2500", "3"), ("", "")]
 
 
 def test_what_a_runner_refuses(start: Callable[..., Runner], tmp_path: Path) -> None:

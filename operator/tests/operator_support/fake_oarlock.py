@@ -33,7 +33,8 @@ def download(source: str, cache: str) -> int:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        keys = ("POD_IPS", "POD_0_IP", "HOST_IP", "MP_NNODE", "MP_NUM", "NODE_RANK", "MODEL_DIR", "BATCH_SIZE")
+        keys = ["POD_IPS", "POD_0_IP", "HOST_IP", "MP_NNODE", "MP_NUM", "NODE_RANK", "MODEL_DIR", "BATCH_SIZE"]
+        keys += ["OARLOCK_KV_MEMORY_SHARE", "OARLOCK_THREADS"]
         if self.path == "/slow":
             self.send_response(200)
             self.end_headers()
