@@ -9,6 +9,9 @@ PLURAL = "modeldeployments"
 FIELD_MANAGER = "oarlock-operator"
 FINALIZER = f"{GROUP}/drain"
 
+# In what the chart's admission policy answers to a write of an operator that doesn't hold the lease.
+NOT_HOLDER = "does not hold the operator's lease"
+
 # Labels of everything that belongs to a deployment, and of pods.
 DEPLOYMENT = f"{GROUP}/deployment"
 GROUP_INDEX = f"{GROUP}/group"

@@ -1,6 +1,7 @@
 """Requests to the API server, as few kinds as the operator needs, each with a time limit and counted.
 
-Writes first ask the fence, which refuses when the lease may have passed to another operator.
+Writes first ask the fence, which refuses when the lease may have passed to another operator. Where the chart's
+admission policy is installed, the API server refuses them too.
 """
 
 import json
@@ -12,10 +13,11 @@ import aiohttp
 from kubernetes.aio import client as kube
 from kubernetes.aio import config as kube_config
 
-from oarlock_operator.api.names import API_VERSION, FIELD_MANAGER, PLURAL
+from oarlock_operator.api.names import API_VERSION, FIELD_MANAGER, NOT_HOLDER, PLURAL
 from oarlock_operator.controller.metrics import Metrics
 
 READ_SECONDS = 30.0
+LOG_SECONDS = 3.0  # the API server asks the node, which may be dead
 WRITE_SECONDS = 3.0  # shorter than the lease outlives its renewal deadline, so that no write is under way afterwards
 _CHUNK = 250
 
@@ -45,6 +47,10 @@ def path(kind: str, namespace: str | None, name: str = "", subresource: str = ""
     base, plural = _RESOURCES[kind]
     parts = [base, *(("namespaces", namespace) if namespace else ()), plural, name, subresource]
     return "/" + "/".join(part for part in parts if part)
+
+
+class NotLeader(Exception):
+    """This process may not write: its lease has run out, or the API server knows another holder."""
 
 
 class Api:
@@ -127,14 +133,19 @@ class Api:
     async def log_tail(self, namespace: str, pod: str, container: str, lines: int) -> str:
         """The last lines that a container wrote."""
         query = {"container": container, "tailLines": lines, "limitBytes": 16384}
-        _, content = await self._send("GET", path("Pod", namespace, pod, "log"), "Pod", query, None, "", READ_SECONDS)
+        _, content = await self._send("GET", path("Pod", namespace, pod, "log"), "Pod", query, None, "", LOG_SECONDS)
         return content.decode(errors="replace")
 
     async def _write(
         self, method: str, where: str, kind: str, body: Mapping[str, Any], content_type: str, query: Mapping[str, Any]
     ) -> dict[str, Any]:
         self.fence()
-        return await self._json(method, where, kind, query, body, content_type, WRITE_SECONDS)
+        try:
+            return await self._json(method, where, kind, query, body, content_type, WRITE_SECONDS)
+        except ApiError as error:
+            if error.status == 403 and NOT_HOLDER in str(error):
+                raise NotLeader(str(error)) from None
+            raise
 
     async def _json(
         self,

@@ -26,10 +26,10 @@ class Cluster(Protocol):
     async def carry_out(self, deployment: ModelDeployment, action: Action) -> None:
         """Carries out one action."""
 
-    async def report(self, deployment: ModelDeployment, event: Event) -> None:
-        """Makes an event known."""
+    def report(self, deployment: ModelDeployment, event: Event) -> None:
+        """Makes an event known, without waiting for that."""
 
-    async def sample_progress(self, deployment: ModelDeployment, pods: tuple[str, ...]) -> None:
+    async def sample_progress(self, key: Key, pods: tuple[str, ...]) -> None:
         """Looks how far the downloads of these pods are; the next snapshot has it."""
 
     async def refresh(self, key: Key) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +11,7 @@ from oarlock_operator.api.deployment import ModelDeployment, parse
 from oarlock_operator.api.status import ModelDeploymentStatus
 from oarlock_operator.controller.client import Api, ApiError
 from oarlock_operator.controller.cluster import Conflict, Key
+from oarlock_operator.controller.events import EventRecorder
 from oarlock_operator.controller.store import Store
 from oarlock_operator.decide.actions import (
     Action,
@@ -34,9 +34,16 @@ log = logging.getLogger(__name__)
 class KubernetesCluster:
     """Implements `Cluster`."""
 
-    def __init__(self, api: Api, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        api: Api,
+        store: Store,
+        events: EventRecorder,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._api = api
         self._store = store
+        self._events = events
         self._clock = clock
         self._progress: dict[Key, dict[str, Progress]] = {}
         self._refused: dict[Key, str] = {}
@@ -131,38 +138,11 @@ class KubernetesCluster:
                 raise Conflict from None
             raise
 
-    async def report(self, deployment: ModelDeployment, event: Event) -> None:
-        now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-        await self._api.create(
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {
-                    "name": f"{deployment.name}.{uuid.uuid4().hex[:16]}",
-                    "namespace": deployment.namespace,
-                },
-                "involvedObject": {
-                    "apiVersion": names.API_VERSION,
-                    "kind": names.KIND,
-                    "name": deployment.name,
-                    "namespace": deployment.namespace,
-                    "uid": deployment.uid,
-                    "resourceVersion": deployment.resource_version,
-                },
-                "type": event.type,
-                "reason": event.reason,
-                "message": event.message[:1000],
-                "source": {"component": names.FIELD_MANAGER},
-                "reportingComponent": names.FIELD_MANAGER,
-                "firstTimestamp": now,
-                "lastTimestamp": now,
-                "count": 1,
-            }
-        )
+    def report(self, deployment: ModelDeployment, event: Event) -> None:
+        self._events.record(deployment, event, self._clock())
 
-    async def sample_progress(self, deployment: ModelDeployment, pods: tuple[str, ...]) -> None:
-        key = (deployment.namespace, deployment.name)
-        logs = await asyncio.gather(*(self._last_lines(deployment.namespace, pod) for pod in pods))
+    async def sample_progress(self, key: Key, pods: tuple[str, ...]) -> None:
+        logs = await asyncio.gather(*(self._last_lines(key[0], pod) for pod in pods))
         before = self._progress.get(key, {})
         found = {pod: progress_from(text) or before.get(pod) for pod, text in zip(pods, logs, strict=True)}
         self._progress[key] = {pod: progress for pod, progress in found.items() if progress is not None}

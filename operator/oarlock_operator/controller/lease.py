@@ -3,7 +3,8 @@
 The holder counts from when it *sent* its last renewal. It writes only until the renewal deadline (7 s) and gives every
 write less time than is left until the lease ends (10 s); others wait those 10 s from when they *saw* the last renewal.
 Clocks of different machines are never compared. A write of a process that was frozen in between is refused by the API
-server: it carries the uid or resourceVersion of what was observed before.
+server: it carries the uid or resourceVersion of what was observed before, and the chart's admission policy lets no pod
+but the lease's holder write, whatever it is (templates/fence.yaml).
 """
 
 import asyncio
@@ -13,15 +14,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from oarlock_operator.controller.client import Api, ApiError
+from oarlock_operator.controller.client import Api, ApiError, NotLeader
 
 DURATION, DEADLINE, RETRY = 10.0, 7.0, 2.0
 
 log = logging.getLogger(__name__)
-
-
-class NotLeader(Exception):
-    """A write was about to be sent that might cross with another operator's."""
 
 
 class Lease:

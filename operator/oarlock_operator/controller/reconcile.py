@@ -1,10 +1,11 @@
 """The reconcile loop: one asyncio task a ModelDeployment, woken by events and timers; observe, decide, apply, again.
 
 A round that fails is tried again after a pause that doubles. Rounds of one deployment never overlap; at most
-`PARALLEL` deployments are worked on at once.
+`PARALLEL` deployments have one under way, the others queue. Pauses and looks at logs take nobody's place.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -12,14 +13,15 @@ from oarlock_operator.api.deployment import SpecError
 from oarlock_operator.api.status import ModelDeploymentStatus
 from oarlock_operator.controller.cluster import Cluster, Conflict, Key
 from oarlock_operator.controller.metrics import Metrics
-from oarlock_operator.decide.actions import Decision, Event
+from oarlock_operator.decide.actions import Decision
 from oarlock_operator.decide.decision import decide
 from oarlock_operator.decide.snapshot import Snapshot
 from oarlock_operator.render.settings import RenderSettings
 
-PARALLEL = 8  # more would only share the API server; each round would take longer
+PARALLEL = 2  # a round sends its writes side by side: more rounds would only share the API server, and each take longer
 RESYNC_SECONDS = 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_CONFLICT_PAUSE = 0.05
 _ROUND_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
@@ -54,41 +56,41 @@ class Reconciler:
 
     async def _look_after(self, key: Key) -> None:
         pause = _FIRST_PAUSE
-        wait = 0.0
         woken = self._woken[key]
         while True:
-            if wait > 0:
-                try:
-                    await asyncio.wait_for(woken.wait(), wait)
-                except TimeoutError:
-                    self._since.setdefault(key, time.monotonic())
-            woken.clear()
-            async with self._slots:
-                self._metrics.queueing.observe(time.monotonic() - self._since.pop(key, time.monotonic()))
-                try:
-                    async with asyncio.timeout(_ROUND_SECONDS):
-                        decision = await self._round(key)
-                    pause = _FIRST_PAUSE
-                except Conflict:
-                    wait = 0.05
-                    continue
-                except Exception as error:
-                    self._metrics.errors.inc()
-                    log.warning("%s/%s: %s; next try in %.1f s", *key, _text(error), pause)
-                    log.debug("traceback", exc_info=error)
-                    woken.clear()
-                    # Events don't shorten the pause: they may be the failure's own.
-                    wait, pause = pause, min(pause * 2, _LONGEST_PAUSE)
-                    await asyncio.sleep(wait)
-                    wait = 0.0
-                    continue
-            if decision is None:
-                break
-            wait = (
-                RESYNC_SECONDS if decision.wake_after is None else min(max(decision.wake_after, 0.05), RESYNC_SECONDS)
-            )
+            try:
+                decision = await self._turn(key)
+                if decision is None:
+                    break
+                pause = _FIRST_PAUSE
+            except Conflict:
+                await asyncio.sleep(_CONFLICT_PAUSE)
+                continue
+            except Exception as error:
+                self._metrics.errors.inc()
+                log.warning("%s/%s: %s; next try in %.1f s", *key, _text(error), pause)
+                log.debug("traceback", exc_info=error)
+                # Events don't shorten the pause: they may be the failure's own.
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+                continue
+            if decision.downloading:
+                await self._cluster.sample_progress(key, decision.downloading)
+            after = RESYNC_SECONDS if decision.wake_after is None else max(decision.wake_after, 0.05)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), min(after, RESYNC_SECONDS))
         del self._tasks[key], self._woken[key]
         self._metrics.deployments.set(len(self._tasks))
+
+    async def _turn(self, key: Key) -> Decision | None:
+        """Waits for a free slot and goes one round; None when the deployment is gone."""
+        queued = self._since.setdefault(key, time.monotonic())
+        async with self._slots:
+            self._since.pop(key, None)
+            self._woken[key].clear()
+            self._metrics.queueing.observe(time.monotonic() - queued)
+            async with asyncio.timeout(_ROUND_SECONDS):
+                return await self._round(key)
 
     async def _round(self, key: Key) -> Decision | None:
         """One round; None when the deployment is gone."""
@@ -108,7 +110,8 @@ class Reconciler:
                 await self._cluster.write_status(deployment, decision.status)
             self._count(snapshot, decision)
             for event in decision.events:
-                await self._report(snapshot, event)
+                log.info("%s/%s: %s: %s", *key, event.reason, event.message)
+                self._cluster.report(deployment, event)
             results = await asyncio.gather(
                 *(self._cluster.carry_out(deployment, action) for action in decision.actions), return_exceptions=True
             )
@@ -120,17 +123,7 @@ class Reconciler:
             raise
         finally:
             self._metrics.reconcile.observe(time.monotonic() - begin)
-        if decision.downloading:
-            await self._cluster.sample_progress(deployment, decision.downloading)
         return decision
-
-    async def _report(self, snapshot: Snapshot, event: Event) -> None:
-        log.info("%s/%s: %s: %s", snapshot.deployment.namespace, snapshot.deployment.name, event.reason, event.message)
-        try:
-            await self._cluster.report(snapshot.deployment, event)
-        except Exception as error:
-            # An event that can't be posted must not hold up what it is about.
-            log.warning("event %s not posted: %s", event.reason, _text(error))
 
     def _count(self, snapshot: Snapshot, decision: Decision) -> None:
         before = {group.index: group for group in snapshot.deployment.status.groups}

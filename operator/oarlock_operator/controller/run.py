@@ -12,6 +12,7 @@ from typing import Any
 
 from oarlock_operator.api import names
 from oarlock_operator.controller.client import Api, ApiError
+from oarlock_operator.controller.events import EventRecorder
 from oarlock_operator.controller.health import Health
 from oarlock_operator.controller.kubernetes import KubernetesCluster
 from oarlock_operator.controller.lease import Lease
@@ -71,7 +72,8 @@ async def run(options: Options, stop: asyncio.Event | None = None) -> int:
 
 async def _lead(options: Options, api: Api, lease: Lease, metrics: Metrics, health: Health, stop: asyncio.Event) -> int:
     store = Store()
-    reconciler = Reconciler(KubernetesCluster(api, store), options.render, metrics)
+    events = EventRecorder(api)
+    reconciler = Reconciler(KubernetesCluster(api, store, events), options.render, metrics)
     watcher = Watcher(api, store, reconciler, options.namespaces)
     health.trouble, health.heard = (lambda: watcher.dead), (lambda: watcher.heard)
     # kopf is given a flag of its own: it ends by itself when a signal comes, and is ended by us otherwise.
@@ -82,12 +84,15 @@ async def _lead(options: Options, api: Api, lease: Lease, metrics: Metrics, heal
             return 1 if holding.done() else 0
         watching = asyncio.create_task(watcher.run(watching_ends), name="watch")
         listing = asyncio.create_task(watcher.keep_listing(), name="listing")
+        posting = asyncio.create_task(events.run(), name="events")
         stopping = asyncio.create_task(stop.wait(), name="stop")
-        tasks = (holding, watching, listing, stopping)
+        tasks = (holding, watching, listing, posting, stopping)
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in (listing, stopping):
             task.cancel()
         await reconciler.close()
+        await events.finish()
+        posting.cancel()
         watching_ends.set()
         await asyncio.wait({watching}, timeout=10)
         failed = [task for task in (watching, listing) if task.done() and not task.cancelled() and task.exception()]

@@ -28,21 +28,23 @@ class Store:
         return self._owned.get(key, {})
 
     def put(self, body: Body) -> Key | None:
-        """Takes in a version of an object. Returns the deployment it belongs to if that changed anything."""
+        """Takes in a version of an object. Returns the deployment it belongs to if anything that is read changed."""
         key = deployment_of(body)
         if key is None or body["metadata"].get("uid", "") in self._gone:
             return None
         if body["kind"] == names.KIND:
-            if not _newer(body, self.deployments.get(key)):
+            known = self.deployments.get(key)
+            if not _newer(body, known):
                 return None
-            self.deployments[key] = slim(body)
-            return key
+            self.deployments[key] = kept = slim(body)
+            return key if _differs(kept, known) else None
         mine = self._owned.setdefault(key, {})
         place = (body["kind"], body["metadata"]["name"])
-        if not _newer(body, mine.get(place)):
+        known = mine.get(place)
+        if not _newer(body, known):
             return None
-        mine[place] = slim(body)
-        return key
+        mine[place] = kept = slim(body)
+        return key if _differs(kept, known) else None
 
     def drop(self, body: Body) -> Key | None:
         """Takes in that an object is gone. Returns the deployment it belonged to."""
@@ -82,10 +84,13 @@ def deployment_of(body: Body) -> Key | None:
 
 
 def slim(body: Body) -> Body:
-    """Without what nobody reads and what takes most of the room: managedFields, a pod's volumes and environment."""
+    """Without what nobody reads and what takes most of the room: managedFields, a pod's volumes and environment, what
+    others write into the status of our standing objects."""
     metadata = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
-    if body["kind"] != "Pod":
+    if body["kind"] == names.KIND:
         return {**body, "metadata": metadata}
+    if body["kind"] != "Pod":
+        return {**{k: v for k, v in body.items() if k != "status"}, "metadata": metadata}
     spec, status = body.get("spec") or {}, body.get("status") or {}
     kept = {
         "nodeName": spec.get("nodeName", ""),
@@ -104,6 +109,17 @@ def _newer(body: Body, known: Body | None) -> bool:
     if known is None or known["metadata"].get("uid") != body["metadata"].get("uid"):
         return True
     return version(body) > version(known)
+
+
+def _differs(body: Body, known: Body | None) -> bool:
+    """Whether two versions, as they are kept, differ in more than their number."""
+    if known is None:
+        return True
+    return {**body, "metadata": _unnumbered(body)} != {**known, "metadata": _unnumbered(known)}
+
+
+def _unnumbered(body: Body) -> Body:
+    return {k: v for k, v in body["metadata"].items() if k != "resourceVersion"}
 
 
 def version(body: Body) -> int:

@@ -4,6 +4,7 @@ kopf keeps the watch streams alive; its handlers here only take in what they are
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from oarlock_operator.controller.store import Body, Store
 
 LISTING_SECONDS = 120.0
 _SILENCE_SECONDS = 30.0
+_SETTLING_SECONDS = 1.0
 OWNED = {
     "Pod": ("", "v1", "pods"),
     "Service": ("", "v1", "services"),
@@ -27,6 +29,19 @@ OWNED = {
 }
 
 log = logging.getLogger(__name__)
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf's record of what its handlers have seen, which ours don't use: it would copy every object several times."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
 
 
 class Watcher:
@@ -40,6 +55,7 @@ class Watcher:
         self.started = self.heard = time.monotonic()  # when anything last came
         self._heard_of: dict[str, float] = {}
         self.listed = time.monotonic()  # when a listing was last complete
+        self._begun_anew = asyncio.Event()  # a watch stream has
         self._missed: dict[str, int] = {}  # kinds whose events were missing at the last listings
 
     @property
@@ -67,6 +83,7 @@ class Watcher:
         settings.posting.enabled = False
         settings.peering.standalone = True
         settings.scanning.disabled = True
+        settings.persistence.diffbase_storage = _NoDiffs()
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 310
         settings.watching.connect_timeout = 10
@@ -91,6 +108,8 @@ class Watcher:
     def _handler(self, kind: str) -> Any:
         async def handle(event: Mapping[str, Any], **_: Any) -> None:
             self.heard = self._heard_of[kind] = time.monotonic()
+            if event["type"] is None:
+                self._begun_anew.set()
             body = {**event["object"], "kind": kind}
             if event["type"] != "DELETED":
                 key = self._store.put(body)
@@ -121,13 +140,17 @@ class Watcher:
         return self._store.drop(body)
 
     async def keep_listing(self) -> None:
-        """Compares the store with the API server at intervals; deletions that no event told of are found here."""
+        """Compares the store with the API server at intervals; deletions that no event told of are found here. A stream
+        that begins anew tells what there is, not what has gone meanwhile: then it is done soon."""
         while True:
             try:
                 await self.list_all()
             except ApiError as error:
                 log.warning("listing failed: %s", error)
-            await asyncio.sleep(LISTING_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._begun_anew.wait(), LISTING_SECONDS)
+            await asyncio.sleep(_SETTLING_SECONDS)  # the streams of other kinds begin at the same time
+            self._begun_anew.clear()
 
     async def list_all(self) -> None:
         """One listing of all that is ours. Nobody is woken before it is complete: a deployment without its pods would

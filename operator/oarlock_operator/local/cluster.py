@@ -122,10 +122,10 @@ class LocalCluster:
                 self.gone = not present
                 self.wake(self.key)
 
-    async def report(self, deployment: ModelDeployment, event: Event) -> None:
+    def report(self, deployment: ModelDeployment, event: Event) -> None:
         self.told(event)
 
-    async def sample_progress(self, deployment: ModelDeployment, pods: tuple[str, ...]) -> None:
+    async def sample_progress(self, key: Key, pods: tuple[str, ...]) -> None:
         found = {name: progress_from(self.pods[name].download_log()) for name in pods if name in self.pods}
         self._progress = {name: progress for name, progress in found.items() if progress is not None}
 

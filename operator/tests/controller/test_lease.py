@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from oarlock_operator.controller.client import ApiError
-from oarlock_operator.controller.lease import DEADLINE, DURATION, Lease, NotLeader
+from oarlock_operator.controller.client import ApiError, NotLeader
+from oarlock_operator.controller.lease import DEADLINE, DURATION, Lease
 
 
 class Clock:

@@ -21,7 +21,9 @@ def test_older_versions_are_not_taken() -> None:
     store = Store()
     assert store.put(pod(5)) == ("n", "llm")
     assert store.put(pod(5)) is None and store.put(pod(4)) is None
-    assert store.put(pod(10)) == ("n", "llm")
+    assert store.put(pod(10)) is None  # newer, with nothing in it that is read
+    assert store.put(pod(9, annotations={"a": "b"})) is None
+    assert store.put(pod(11, annotations={"a": "b"})) == ("n", "llm")
 
 
 def test_what_is_gone_does_not_come_back() -> None:
