@@ -1,12 +1,14 @@
 """How fast the operator is with many ModelDeployments: a real API server, scheduler and controller manager; kwok plays
-the nodes and their pods. Prints a table: seconds until all are ready, reconcile p50 and p99 (observe to last write;
-queueing apart), API requests per object, memory, and what a quiet minute costs.
+the nodes and their pods. Prints two tables, for all of them created in one burst, and for some of those that stand
+being scaled up, a few a second: how long that takes, reconcile p50 and p99 (observe to last write; queueing apart),
+API requests per object, CPU time and memory, and what a quiet time costs.
 
     cd e2e && python -m bench.reconcile --objects 1 100 1000
 """
 
 import argparse
 import json
+import os
 import re
 import ssl
 import subprocess
@@ -27,7 +29,8 @@ from cluster.versions import bin_dir
 ROOT = Path(__file__).resolve().parents[2]
 PODS_PER_NODE = 100
 _GROUP = "apis/serving.oarlock.dev/v1alpha1"
-_STEADY_SECONDS = 60.0
+_STEADY_SECONDS = 125.0  # a listing is in it
+_SCALED, _SCALED_PER_SECOND = 200, 4.0
 
 
 class Bench:
@@ -91,12 +94,12 @@ class Bench:
             "the operator is up", lambda: bool(self._metrics_or_none()), 30, lambda: self.processes.tail("operator")
         )
 
-    def request(self, method: str, path: str, data: Any = None) -> Any:
+    def request(self, method: str, path: str, data: Any = None, content_type: str = "application/json") -> Any:
         request = urllib.request.Request(
             f"{self.plane.url}/{path}",
             data=json.dumps(data).encode() if data is not None else None,
             method=method,
-            headers={"Authorization": "Bearer admin-token", "Content-Type": "application/json"},
+            headers={"Authorization": "Bearer admin-token", "Content-Type": content_type},
         )
         direct = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._trust)
@@ -123,6 +126,11 @@ class Bench:
         match = re.search(r"VmRSS:\s+(\d+)", status)
         return int(match[1]) / 1024 if match else 0.0
 
+    def cpu(self, name: str = "operator") -> float:
+        """CPU time in seconds that the process has used."""
+        fields = Path(f"/proc/{self.processes.pid(name)}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def create(self, count: int) -> float:
         """Makes `count` deployments and waits until all are ready; seconds from the first."""
         begin = time.monotonic()
@@ -142,6 +150,22 @@ class Bench:
         wait_for("all are ready", lambda: self._ready() == count, 60 + count, lambda: self.processes.tail("operator"))
         return time.monotonic() - begin
 
+    def scale(self, count: int) -> float:
+        """Gives the first `count` one group more each, and waits until all serve; seconds from the first."""
+        begin = time.monotonic()
+        for number in range(count):
+            where = f"{_GROUP}/namespaces/bench/modeldeployments/md-{number}"
+            self.request("PATCH", where, {"spec": {"replicas": 2}}, "application/merge-patch+json")
+            time.sleep(max(0.0, begin + (number + 1) / _SCALED_PER_SECOND - time.monotonic()))
+
+        def serving() -> bool:
+            time.sleep(1)
+            items = self.request("GET", f"{_GROUP}/namespaces/bench/modeldeployments")["items"]
+            return sum(item["status"].get("readyReplicas") == 2 for item in items) == count
+
+        wait_for("all are scaled", serving, 60 + count, lambda: self.processes.tail("operator"))
+        return time.monotonic() - begin
+
     def _ready(self) -> int:
         time.sleep(1)  # a listing of a thousand is work for the API server as well
         items = self.request("GET", f"{_GROUP}/namespaces/bench/modeldeployments")["items"]
@@ -159,56 +183,76 @@ def _node(name: str) -> dict[str, Any]:
     }
 
 
-def percentile(metrics: dict[str, float], name: str, share: float) -> float:
+_SECONDS = "oarlock_operator_reconcile_seconds"
+_QUEUE = "oarlock_operator_queue_seconds"
+_WRITES = ("POST", "PUT", "PATCH", "DELETE")
+
+
+def percentile(before: dict[str, float], after: dict[str, float], name: str, share: float) -> float:
     """The upper end of the histogram's bucket in which this share of observations is reached, in seconds."""
     buckets = sorted(
-        (float(match[1]), value)
-        for series, value in metrics.items()
+        (float(match[1]), value - before.get(series, 0.0))
+        for series, value in after.items()
         if (match := re.fullmatch(rf'{name}_bucket\{{le="(.+)"\}}', series))
     )
     wanted = buckets[-1][1] * share
     return next(bound for bound, value in buckets if value >= wanted)
 
 
-def _requests(metrics: dict[str, float], *verbs: str) -> float:
+def _requests(before: dict[str, float], after: dict[str, float], *verbs: str) -> float:
     found = re.compile(r"oarlock_operator_api_requests_total\{.*verb=\"(\w+)\"")
     return sum(
-        value
-        for series, value in metrics.items()
+        value - before.get(series, 0.0)
+        for series, value in after.items()
         if (match := found.match(series)) and (not verbs or match[1] in verbs)
     )
 
 
-def measure(count: int) -> str:
-    """One row of the table."""
+def _rounds(before: dict[str, float], after: dict[str, float]) -> list[str]:
+    """Count, p50, p99 and the queue's p99."""
+    count = after[f"{_SECONDS}_count"] - before[f"{_SECONDS}_count"]
+    shares = [(_SECONDS, 0.5), (_SECONDS, 0.99), (_QUEUE, 0.99)]
+    return [f"{count:.0f}", *(f"{1000 * percentile(before, after, name, share):.0f}" for name, share in shares)]
+
+
+def measure(count: int) -> tuple[str, str]:
+    """A row of each table."""
+    scaled = min(count, _SCALED)
     with tempfile.TemporaryDirectory(prefix="oarlock-bench-") as folder:
         bench = Bench(Path(folder))
         try:
-            bench.start(nodes=count // PODS_PER_NODE + 1)
-            before = bench.metrics()
+            bench.start(nodes=(count + scaled) // PODS_PER_NODE + 1)
+            before, cpu = bench.metrics(), bench.cpu()
             seconds = bench.create(count)
-            after = bench.metrics()
+            after, cpu = bench.metrics(), bench.cpu() - cpu
             memory = bench.memory()
             time.sleep(5)
             quiet = bench.metrics()
             time.sleep(_STEADY_SECONDS)
             later = bench.metrics()
+            scaling = bench.scale(scaled)
+            last = bench.metrics()
+            most = bench.memory()
         finally:
             bench.plane.stop()
-    name = "oarlock_operator_reconcile_seconds"
-    writes = ("POST", "PUT", "PATCH", "DELETE")
-    cells = [
+    burst = [
         f"{count}",
         f"{seconds:.1f}",
-        f"{1000 * percentile(after, name, 0.5):.0f}",
-        f"{1000 * percentile(after, name, 0.99):.0f}",
-        f"{1000 * percentile(after, 'oarlock_operator_queue_seconds', 0.99):.0f}",
-        f"{(_requests(after) - _requests(before)) / count:.1f}",
+        *_rounds(before, after),
+        f"{_requests(before, after) / count:.1f}",
+        f"{1000 * cpu / count:.0f}",
         f"{memory:.0f}",
-        f"{_requests(later, *writes) - _requests(quiet, *writes):.0f}",
-        f"{_requests(later, 'GET') - _requests(quiet, 'GET'):.0f}",
+        f"{_requests(quiet, later, *_WRITES):.0f}",
+        f"{_requests(quiet, later, 'GET'):.0f}",
     ]
-    return "| " + " | ".join(cells) + " |"
+    standing = [
+        f"{scaled} of {count}",
+        f"{scaling:.1f}",
+        *_rounds(later, last),
+        f"{_requests(later, last) / scaled:.1f}",
+        f"{most:.0f}",
+    ]
+    return f"| {' | '.join(burst)} |", f"| {' | '.join(standing)} |"
 
 
 def main() -> None:
@@ -216,14 +260,17 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 100, 1000])
     counts = parser.parse_args().objects
     version = subprocess.run([bin_dir() / "kube-apiserver", "--version"], capture_output=True, text=True, timeout=30)
-    print(f"{version.stdout.strip()}; upper bounds of histogram buckets\n")
-    columns = (
-        "objects", "all ready, s", "p50, ms", "p99, ms", "queue p99, ms", "requests each", "RSS, MB", "writes/min",
-        "reads/min",
-    )  # fmt: skip
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print(f"{version.stdout.strip()}; percentiles are upper bounds of histogram buckets\n", flush=True)
+    rounds = "rounds | p50, ms | p99, ms | queue p99, ms | requests each"
+    rows = []
     for count in counts:
-        print(measure(count), flush=True)
+        rows.append(measure(count))
+        print(*rows[-1], sep="\n", file=sys.stderr, flush=True)
+    quiet = f"{_STEADY_SECONDS:.0f} s"
+    print(f"| created | all ready, s | {rounds} | CPU each, ms | RSS, MB | writes in {quiet} | reads in {quiet} |")
+    print(f"|{'---|' * 11}", *(burst for burst, _ in rows), sep="\n")
+    print(f"\n| scaled up, {_SCALED_PER_SECOND:g} a second | all serve, s | {rounds} | RSS, MB |")
+    print(f"|{'---|' * 8}", *(standing for _, standing in rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m cluster build | up [IMAGE.tar …] | down | kubeconfig | kubectl …`, from the folder e2e/."""
+"""`python -m cluster check | build | up [IMAGE.tar …] | down | kubeconfig | kubectl …`, from the folder e2e/."""
 
 import argparse
 import os
@@ -7,16 +7,22 @@ from pathlib import Path
 
 from cluster.build import build
 from cluster.machine import Cluster, default_folder
+from cluster.preflight import lacking
 from cluster.processes import ClusterError
 from cluster.versions import bin_dir
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("cluster", description="A two-node Kubernetes on this machine, for tests.")
-    parser.add_argument("what", choices=("build", "up", "load", "down", "kubeconfig", "kubectl"))
+    parser.add_argument("what", choices=("check", "build", "up", "load", "down", "kubeconfig", "kubectl"))
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="images for up and load, arguments for kubectl")
     values = parser.parse_args()
     try:
+        if values.what == "check":
+            if found := lacking(default_folder()):
+                raise ClusterError(f"this machine can't run the cluster, it lacks {'; '.join(found)}")
+            print("this machine can run the cluster", file=sys.stderr)
+            return 0
         if values.what == "build":
             build()
             return 0

@@ -24,6 +24,7 @@ from cluster.versions import (
     KUBERNETES_COMMANDS,
     bin_dir,
     missing,
+    module_proxy,
 )
 
 _GO_TOOLCHAIN = "v0.0.1-go1.25.5"  # fetched where no Go is installed
@@ -155,10 +156,8 @@ def _fetch_go(folder: Path) -> None:
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine())
     if machine is None:
         raise ClusterError(f"no Go toolchain is known for {platform.machine()}: install Go {GO} or newer")
-    proxy = next(iter(os.environ.get("GOPROXY", "").replace("|", ",").split(",")), "")
-    base = proxy if proxy.startswith("http") else "https://proxy.golang.org"
     name = f"{_GO_TOOLCHAIN}.linux-{machine}"
-    url = f"{base}/golang.org/toolchain/@v/{name}.zip"
+    url = f"{module_proxy()}/golang.org/toolchain/@v/{name}.zip"
     print(f"fetching Go from {url}", file=sys.stderr)
     partial = folder.with_suffix(".zip")
     try:

@@ -12,10 +12,10 @@ from cluster import dns
 from cluster.control_plane import ADMIN, ControlPlane, environment
 from cluster.nodes import BRIDGE, HOST, Node, clean
 from cluster.pause import PAUSE_ARCHIVE
+from cluster.preflight import lacking_programs
 from cluster.processes import ClusterError, Processes, run, wait_for
 from cluster.versions import bin_dir, missing
 
-_PROGRAMS = ("runc", "iptables", "conntrack", "ip", "nsenter", "openssl", "umount", "sysctl")
 _SYSTEM_USERS = tuple((name, name, "system:masters") for name in ("kcm", "scheduler", "proxy", "dns"))
 
 
@@ -124,12 +124,8 @@ def _check_machine() -> None:
     lacking = []
     if os.geteuid() != 0:
         lacking.append("root (network namespaces and mounts are made)")
-    lacking += [f"the program {name} (Debian: {_package(name)})" for name in _PROGRAMS if shutil.which(name) is None]
+    lacking += lacking_programs()
     if absent := missing():
         lacking.append(f"the binaries {', '.join(absent)}: run make cluster-build")
     if lacking:
         raise ClusterError("this machine lacks " + "; ".join(lacking))
-
-
-def _package(program: str) -> str:
-    return {"ip": "iproute2", "nsenter": "util-linux", "umount": "mount", "sysctl": "procps"}.get(program, program)

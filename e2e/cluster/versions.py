@@ -36,6 +36,12 @@ def bin_dir() -> Path:
     return cache / "oarlock-cluster" / f"1.{KUBERNETES}-{hashlib.sha256(pins.encode()).hexdigest()[:8]}" / "bin"
 
 
+def module_proxy() -> str:
+    """The address of the Go module proxy: the first of GOPROXY that is one."""
+    named = os.environ.get("GOPROXY", "").replace("|", ",").split(",")
+    return next((name.rstrip("/") for name in named if name.startswith("http")), "https://proxy.golang.org")
+
+
 def missing(names: tuple[str, ...] = BINARIES) -> list[str]:
     """Those of the named binaries that aren't built."""
     return [name for name in names if not (bin_dir() / name).exists()]

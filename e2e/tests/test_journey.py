@@ -10,31 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_support import ROOT, SYSTEM
+from e2e_support import SYSTEM
+from e2e_support.deployment import CHART, MD, OPERATOR, deployment
 from e2e_support.kube import Kube
 from e2e_support.weights import WeightServer
 
 from cluster.machine import Cluster
 
-MD = "smollm2"
-CHART = str(ROOT / "charts" / "oarlock")
-OPERATOR = "oarlock-operator"
 SERVER_IMAGE = "localhost/oarlock/runtime-cpu:0.1.0"
-
-
-def deployment(source: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "serving.oarlock.dev/v1alpha1",
-        "kind": "ModelDeployment",
-        "metadata": {"name": MD},
-        "spec": {
-            "model": {"source": source, "name": "SmolLM2"},
-            "server": {"maxSequences": 16, "threads": 1, "kvMemory": "256Mi"},
-            "drain": {"timeoutSeconds": 30},
-            "restart": {"backoffSeconds": 1, "budget": 20},
-            **spec,
-        },
-    }
 
 
 @contextmanager
@@ -191,6 +174,31 @@ def test_a_restarted_operator_changes_no_pod(kube: Kube) -> None:
     kube.kubectl("delete", "poddisruptionbudget", MD)
     kube.until("drift is repaired", lambda: MD in kube.kubectl("get", "poddisruptionbudgets"), 40)
     assert {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in kube.pods(MD)} == before
+
+
+def test_the_api_server_refuses_whoever_does_not_lead(kube: Kube) -> None:
+    system = ("kubectl", "-n", SYSTEM)
+    selector = ("-l", "app.kubernetes.io/name=oarlock-operator", "-o", "name")
+
+    def operators() -> list[str]:
+        return [name.removeprefix("pod/") for name in kube.run(*system, "get", "pods", *selector).split()]
+
+    def holder() -> str:
+        return kube.run(*system, "get", "lease", OPERATOR, "-o", "jsonpath={.spec.holderIdentity}")
+
+    def leaders() -> list[str]:
+        return [name for name in operators() if holder().startswith(f"{name}-")]
+
+    kube.until("two operators, one leads", lambda: len(operators()) == 2 and len(leaders()) == 1, 60)
+    leader = leaders()[0]
+    said = {}
+    for name in operators():
+        bound = ("--bound-object-kind=Pod", f"--bound-object-name={name}")
+        token = kube.run(*system, "create", "token", OPERATOR, *bound).strip()
+        # What a leader would write that was frozen while another took over.
+        said[name] = kube.kubectl(f"--token={token}", "annotate", "md", MD, f"test/{name}=x", check=False)
+    assert f"modeldeployment.serving.oarlock.dev/{MD} annotated" in said.pop(leader)
+    assert "does not hold the operator's lease" in said.popitem()[1]
 
 
 def test_two_members_on_two_nodes(kube: Kube) -> None:

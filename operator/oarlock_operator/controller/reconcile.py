@@ -1,13 +1,15 @@
 """The reconcile loop: one asyncio task a ModelDeployment, woken by events and timers; observe, decide, apply, again.
 
-A round that fails is tried again after a pause that doubles. Rounds of one deployment never overlap; at most
-`PARALLEL` deployments have one under way, the others queue. Pauses and looks at logs take nobody's place.
+A round that fails is tried again after a pause that doubles. Rounds of one deployment never overlap, and deployments
+take turns: a round sends its writes side by side, so that two at a time would be done no sooner and each take twice as
+long. Only a round that takes longer than `SLOW_SECONDS` goes on beside others: what it waits for holds nobody else up.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import AsyncIterator
 
 from oarlock_operator.api.deployment import SpecError
 from oarlock_operator.api.status import ModelDeploymentStatus
@@ -18,7 +20,7 @@ from oarlock_operator.decide.decision import decide
 from oarlock_operator.decide.snapshot import Snapshot
 from oarlock_operator.render.settings import RenderSettings
 
-PARALLEL = 2  # a round sends its writes side by side: more rounds would only share the API server, and each take longer
+SLOW_SECONDS = 1.0
 RESYNC_SECONDS = 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _CONFLICT_PAUSE = 0.05
@@ -37,7 +39,7 @@ class Reconciler:
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._woken: dict[Key, asyncio.Event] = {}
         self._since: dict[Key, float] = {}
-        self._slots = asyncio.Semaphore(PARALLEL)
+        self._turns = asyncio.Semaphore(1)
 
     def wake(self, key: Key) -> None:
         """Something about this deployment may have changed."""
@@ -83,14 +85,33 @@ class Reconciler:
         self._metrics.deployments.set(len(self._tasks))
 
     async def _turn(self, key: Key) -> Decision | None:
-        """Waits for a free slot and goes one round; None when the deployment is gone."""
+        """Waits for its turn and goes one round; None when the deployment is gone."""
         queued = self._since.setdefault(key, time.monotonic())
-        async with self._slots:
+        async with self._one_at_a_time():
             self._since.pop(key, None)
             self._woken[key].clear()
             self._metrics.queueing.observe(time.monotonic() - queued)
             async with asyncio.timeout(_ROUND_SECONDS):
                 return await self._round(key)
+
+    @contextlib.asynccontextmanager
+    async def _one_at_a_time(self) -> AsyncIterator[None]:
+        """The next one's turn begins when this one has ended, or has taken long."""
+        await self._turns.acquire()
+        mine = True
+
+        def give_up() -> None:
+            nonlocal mine
+            if mine:
+                mine = False
+                self._turns.release()
+
+        timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, give_up)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            give_up()
 
     async def _round(self, key: Key) -> Decision | None:
         """One round; None when the deployment is gone."""

@@ -34,8 +34,8 @@ def test_from_apply_to_deletion(server: Server, namespace: str, operators: Opera
     assert found["status"]["groups"][0]["members"][1]["ip"] == "10.1.0.2"
     scale = server.request("GET", f"/apis/{names.API_VERSION}/namespaces/{namespace}/{names.PLURAL}/llm/scale")
     assert scale["status"]["replicas"] == 1 and names.RANK in scale["status"]["selector"]
-    reasons = {event["reason"] for event in server.objects("Event", namespace)}
-    assert {"GroupCreated", "GroupFormed", "GroupReady"} <= reasons
+    told = {"GroupCreated", "GroupFormed", "GroupReady"}
+    server.until(lambda: told <= {event["reason"] for event in server.objects("Event", namespace)})
 
     server.delete("Pod", namespace, "llm-0-e1-1", grace=0)
     server.until(lambda: server.pods(namespace) == ["llm-0-e2-0", "llm-0-e2-1"])
