@@ -49,7 +49,8 @@ class Lease:
     async def acquire(self) -> None:
         """Returns when the lease is ours."""
         while not await self.try_once():
-            await asyncio.sleep(RETRY)
+            left = self._seen_at + DURATION - self._clock()  # of the present holder's time, if it doesn't renew
+            await asyncio.sleep(min(RETRY, max(left, 0.2)))
         log.info("%s leads", self.identity)
 
     async def hold(self) -> None:
