@@ -179,6 +179,9 @@ class Settings:
     hf_tokenizer: bool = _setting(
         False, "a private request's text goes to the model without a chat template", env=("USE_HF_TOKENIZER",)
     )
+    system_field: bool = _setting(
+        False, "a private request's system field becomes the system message of messages that have none"
+    )
     stop_sequences: int = _setting(5, "stop sequences of a private request", env=("MAX_STOP_SEQS_NUM",), low=0, high=64)
     stop_sequence_tokens: int = _setting(
         8, "longest stop sequence of a private request", env=("STOP_SEQS_MAX_LEN",), unit="tokens", low=1, high=256

@@ -34,10 +34,12 @@ class Clock:
     def since_scheduled(self) -> float:
         return max(time.monotonic() - self.started - self.queue_seconds, 0.0)
 
-    def told(self) -> dict[str, str]:
+    def told(self, *, http: bool) -> dict[str, str]:
         """The timestamps of a frame with `benchmark`."""
         scheduled = self.preprocess_end + self.queue_seconds
+        received = {"http_received_time": _shown(self.received)} if http else {}
         return {
+            **received,
             "preprocess_start_time": _shown(self.preprocess_start),
             "preprocess_end_time": _shown(self.preprocess_end),
             "schedule_start_time": _shown(scheduled),
@@ -57,7 +59,19 @@ class Frames:
         self._choice = Choice(tokenizer.stream(), prepared.stop, prepared.sampling.min_tokens)
         self._ids: list[int] = []
         self._texts: list[str] = []
-        self._last_text = ""
+        self._common: Frame = {  # of all frames, in the order of keys that PaddleNLP has
+            "req_id": prepared.req_id,
+            "is_end": 0,
+            "token": "",
+            "token_ids": [],
+            "send_idx": 0,
+            "inference_time_cost": 0.0,
+            "infer_seed": prepared.seed,
+            "return_all_tokens": prepared.return_all_tokens,
+            "usage": {},
+        }
+        if http:
+            self._common |= {"error_msg": "", "error_code": 0}
 
     @property
     def complete(self) -> bool:
@@ -86,19 +100,19 @@ class Frames:
         choice, sent, counted = self._choice, len(self._ids), self._choice.count
         if chunk.cached_tokens >= 0:
             self._clock.queue_seconds = chunk.queue_seconds
-        text = choice.push(chunk)
-        ids = chunk.token_ids[: choice.count - counted]
-        if chunk.finish == Finish.STOP and not choice.cut and len(ids) == len(chunk.token_ids):
-            ids = ids[:-1]  # the token that ends an answer is no part of it
+        text, ids = choice.push(chunk), chunk.token_ids
+        if choice.reason is not None:
+            ids = ids[: choice.count - counted]
+            if chunk.finish == Finish.STOP and not choice.cut and len(ids) == len(chunk.token_ids):
+                ids = ids[:-1]  # the token that ends an answer is no part of it
         self._ids += ids
         self._texts.append(text)
-        self._last_text = text
         if self._prepared.last_frame_only:
-            if not self.complete:
+            if choice.reason is None:
                 return None
             if not self._strict:
                 text, ids, sent = self.text, self._ids, 0
-        if not (self.complete or text or ids):
+        elif not text and not ids and choice.reason is None:
             return None
         return self._frame(text, ids, sent)
 
@@ -108,38 +122,27 @@ class Frames:
         return "".join(self._texts)
 
     def _frame(self, text: str, ids: list[int], sent: int) -> Frame:
-        prepared = self._prepared
-        frame: Frame = {
-            "req_id": prepared.req_id,
-            "is_end": 0,
-            "token": text,
-            "token_ids": ids,
-            "send_idx": sent,
-            "inference_time_cost": self._clock.since_scheduled(),
-            "infer_seed": prepared.seed,
-            "return_all_tokens": prepared.return_all_tokens,
-            "usage": self.usage,
-        }
-        if self.complete:
+        frame = self._common.copy()
+        frame["token"] = text
+        frame["token_ids"] = ids
+        frame["send_idx"] = sent
+        frame["inference_time_cost"] = self._clock.since_scheduled()
+        frame["usage"] = self.usage
+        if self._choice.reason is not None:
             frame["is_end"] = 1
             frame["tokens_all_num"] = len(self._ids) + 1  # PaddleNLP counts the end
             frame["tokens_all_ids"] = self._ids
             frame["tokens_all"] = self.text
             if not self._strict:
                 frame["finish_reason"] = self.reason
-        if prepared.benchmark:
-            frame.update(self._clock.told())
-        if self._http:
-            frame["error_msg"] = ""
-            frame["error_code"] = 0
-            if prepared.benchmark:
-                frame["http_received_time"] = _shown(self._clock.received)
+        if self._prepared.benchmark:
+            frame |= self._clock.told(http=self._http)
         return frame
 
     def whole(self) -> Frame:
         """The answer that isn't streamed. Upstream's joins what frames were sent, which may be the last alone."""
         lost = self._strict and self._prepared.last_frame_only
-        answer: Frame = {"result": self._last_text if lost else self.text, "error_msg": "", "error_code": 0}
+        answer: Frame = {"result": self._texts[-1] if lost else self.text, "error_msg": "", "error_code": 0}
         if not self._strict:
             answer["tokens_all"] = self.text
         if self._prepared.return_usage:

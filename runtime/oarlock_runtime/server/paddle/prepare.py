@@ -39,6 +39,7 @@ class Rules:
     strict: bool  # upstream's quirks
     last_frame_only: bool  # DISABLE_STREAMING
     plain_text: bool  # `text` goes to the model as it is, without a chat template
+    system_field: bool  # `system` counts
     blocks: BlockPlan | None  # PaddleNLP's arithmetic, where it sizes the KV pool
 
     @classmethod
@@ -49,6 +50,7 @@ class Rules:
             max_seq_len=context if settings.block_bs else limits.max_context,
             prompt_limit=min(settings.max_prompt_tokens or limits.max_context, limits.max_context),
             output_limit=min(limits.max_output_tokens or limits.max_context, limits.max_context),
+            system_field=settings.system_field,
             blocks=BlockPlan.of(settings, context),
             stop_sequences=settings.stop_sequences,
             stop_tokens=settings.stop_sequence_tokens,
@@ -147,6 +149,8 @@ def _text(task: Task, tokenizer: Tokenizer, rules: Rules) -> tuple[str, bool]:
         messages = [{"role": "user", "content": task["text"]}]
     else:
         messages = task["messages"]
+        if rules.system_field and "system" in task and all(message["role"] != "system" for message in messages):
+            messages = [{"role": "system", "content": task["system"]}, *messages]
         if tokenizer.template is None:
             raise unexpected("This model does not support chat_template.")
     try:

@@ -158,3 +158,49 @@ def test_strict_takes_every_body_as_its_own(tokenizer: Tokenizer) -> None:
         assert ask(api, body) == {"result": TEXT, "error_msg": "", "error_code": 0}
         assert "choices" in ask(api, body, PATH + "/chat/completions")
         assert httpx.post(api.url + PATH, content=b"{", timeout=20).json()["error_code"] == 400
+
+
+def test_strict_has_upstreams_last_text_alone(tokenizer: Tokenizer) -> None:
+    with scripted_api(tokenizer, strict_paddle=True) as api:
+        assert ask(api, {"text": "a", "return_all_tokens": True})["result"] == ""
+        (frame,) = frames(api, {"text": "a", "return_all_tokens": True})
+        assert frame["token"] == "" and frame["tokens_all"] == TEXT and "finish_reason" not in frame
+
+
+def test_streaming_can_be_disabled_for_all(tokenizer: Tokenizer) -> None:
+    with scripted_api(tokenizer, disable_streaming=True) as api:
+        (frame,) = frames(api, {"text": "a"})
+        assert frame["token"] == frame["tokens_all"] == TEXT and frame["return_all_tokens"] is False
+        assert ask(api, {"text": "a"})["result"] == TEXT
+
+
+@pytest.mark.conformance(14)
+def test_strict_bounds_the_time_between_frames(tokenizer: Tokenizer) -> None:
+    with scripted_api(tokenizer, strict_paddle=True) as api:
+        api.client.pace = 0.1
+        assert frames(api, {"text": "a", "timeout": 1})[-1]["tokens_all"] == TEXT
+        api.client.pace = 2.0
+        error = ask(api, {"text": "a", "timeout": 1})
+        assert (error["error_code"], error["error_msg"]) == (501, "")
+
+
+def test_a_client_that_leaves_ends_its_request(api: ScriptedApi) -> None:
+    api.client.pace = 0.05
+    with httpx.stream("POST", api.url + PATH, json={"text": "a", "stream": True}, timeout=20) as response:
+        next(response.iter_lines())
+    until(lambda: api.client.aborted == 1)
+    until(lambda: not api.service.live)
+
+
+def test_the_last_frame_says_why_it_ended(api: ScriptedApi) -> None:
+    assert frames(api, {"text": "a"})[-1]["finish_reason"] == "stop"
+    last = frames(api, {"text": "a", "max_dec_len": 3})[-1]
+    assert (last["finish_reason"], last["tokens_all"], last["tokens_all_num"]) == ("length", "Hel", 4)
+    assert last["usage"]["completion_tokens"] == 3
+
+
+def test_keys_are_asked_for(tokenizer: Tokenizer) -> None:
+    with scripted_api(tokenizer, api_key="secret") as api:
+        assert httpx.post(api.url + PATH, json={"text": "a"}, timeout=20).status_code == 401
+        keyed = httpx.post(api.url + PATH, json={"text": "a"}, headers={"Authorization": "Bearer secret"}, timeout=20)
+        assert keyed.json()["result"] == TEXT

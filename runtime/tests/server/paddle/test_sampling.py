@@ -83,6 +83,20 @@ def test_a_text_goes_through_the_template_unless_it_is_switched_off(api: Scripte
         assert plain.client.added[-1][0] == tokenizer.encode("a")
 
 
+def test_the_system_field_counts_where_it_is_wanted(tokenizer: Tokenizer) -> None:
+    user, system = {"role": "user", "content": "hi"}, {"role": "system", "content": "be brief"}
+    for wanted, given, messages in (
+        (False, [user], [user]),
+        (True, [user], [system, user]),
+        (True, [{**system, "content": "own"}, user], [{**system, "content": "own"}, user]),
+    ):
+        with scripted_api(tokenizer, system_field=wanted) as api:
+            body = {"messages": given, "system": "be brief"}
+            assert httpx.post(api.url + "/v1/chat/completions", json=body, timeout=20).json()["error_code"] == 0
+            expected = tokenizer.render_chat(messages)
+            assert api.client.added[-1][0] == tokenizer.encode(expected, add_special=False)
+
+
 def test_input_ids_win_over_a_text(api: ScriptedApi) -> None:
     sampling(api, input_ids=[3, 4, 5])
     assert api.client.added[-1][0] == [3, 4, 5]
