@@ -42,7 +42,7 @@ class LocalCluster:
         self._objects: dict[tuple[str, str], Object] = {}
         self._progress: dict[str, Progress] = {}
         self._models, self._folder, self._oarlock = models, folder, oarlock
-        self._free_gpus = set(range(gpus))
+        self._gpus, self._free_gpus = gpus, set(range(gpus))
         self._waiting: dict[str, Mapping[str, Any]] = {}  # pods for which no GPUs are free
         self._numbers = itertools.count(1)
 
@@ -174,7 +174,7 @@ class LocalCluster:
         self.wake(self.key)
 
     def _unplaced(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        message = f"{len(self._free_gpus)} GPUs of this machine are free"
+        message = f"this machine has {self._gpus} GPUs, and {len(self._free_gpus)} of them are free"
         scheduled = {"type": "PodScheduled", "status": "False", "message": message}
         metadata = {**body["metadata"], "uid": "waiting"}
         return {"kind": "Pod", "metadata": metadata, "spec": body["spec"], "status": {"conditions": [scheduled]}}

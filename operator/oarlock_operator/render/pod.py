@@ -150,7 +150,7 @@ def _roster_container(deployment: ModelDeployment, settings: RenderSettings) -> 
     file = f"{ROSTER}/pod-ips"
     complaint = f"no roster after {_ROSTER_WAIT_SECONDS} s"
     script = (
-        f"i=0; until [ -s {file} ]; do i=$((i+1)); "
+        f"trap 'exit 143' TERM; i=0; until [ -s {file} ]; do i=$((i+1)); "
         f'[ "$i" -lt {_ROSTER_WAIT_SECONDS * 5} ] || {{ echo "{complaint}" >&2; exit 1; }}; '
         "sleep 0.2; done"
     )

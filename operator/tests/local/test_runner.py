@@ -184,6 +184,11 @@ def test_a_server_that_cannot_start_uses_up_its_budget(start: Callable[..., Runn
     runner.until(lambda: runner.said("RestartBudgetExhausted") and runner.said("out of memory"))
 
 
+def test_gpus_that_are_not_there_are_said(start: Callable[..., Runner]) -> None:
+    runner = start(parallelism={"gpusPerNode": 16})
+    runner.until(lambda: runner.said("InsufficientCapacity") and runner.said("GPUs, and"))
+
+
 def test_no_process_outlives_a_killed_runner(start: Callable[..., Runner]) -> None:
     runner = start(parallelism={"nodes": 2})
     runner.until(runner.serves)

@@ -1,5 +1,10 @@
 """The pod of a group: environment, roster, security, probes, volumes."""
 
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +88,16 @@ def test_download_comes_first_then_the_roster() -> None:
     assert first["command"][3:5] == ["--cache-dir", main["OARLOCK_CACHE_DIR"]]
     assert main["MODEL_DIR"] == "hf://org/big@v1"
     assert "HF_TOKEN" not in main
+
+
+def test_the_roster_container_heeds_sigterm() -> None:
+    (roster,) = [container for container in render()["spec"]["initContainers"] if container["name"] == "roster"]
+    with subprocess.Popen(roster["command"]) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & 1 << signal.SIGTERM - 1:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(5) == 128 + signal.SIGTERM
 
 
 def test_a_path_needs_no_download() -> None:

@@ -1,6 +1,8 @@
 """`oarlock download URI`: fetches a model into the cache, resuming what was begun, and prints its path on stdout."""
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,5 +99,10 @@ def run(arguments: list[str]) -> int:
         help=f"in a pipe: time between two lines of progress (default {PIPE_LINE_SECONDS:g})",
     )
     values = flags.read(arguments)
-    print(local_path(values.uri, values.cache_dir, values.report_every))
+    # As a container's first process it would not heed SIGTERM otherwise; and what fetches for it ends with it.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        print(local_path(values.uri, values.cache_dir, values.report_every))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
