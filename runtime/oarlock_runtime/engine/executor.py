@@ -45,6 +45,7 @@ class ExecutorOptions:
     max_context: int = 0  # 0 = the model's
     max_batched_tokens: int = 0  # 0 = the device's
     kv_blocks: int = 0  # 0 = from kv_memory
+    kv_setting: str = ""  # what the user calls kv_blocks, when it comes of another setting
     kv_memory: int = 0  # bytes; 0 = kv_memory_share of the memory that is left beside the weights
     kv_memory_share: float = 0.0  # 0 = the device's
     batch_invariant: bool = False  # a GPU's tokens for a seed don't depend on what else is in the batch
@@ -148,7 +149,7 @@ def _kv_blocks(
     memory = options.kv_memory or int(available * share)
     blocks = options.kv_blocks or min(memory // bytes_per_block, options.max_sequences * blocks_per_sequence)
     if blocks * bytes_per_block > available:
-        name = "kv_blocks" if options.kv_blocks else "kv_memory"
+        name = options.kv_setting or ("kv_blocks" if options.kv_blocks else "kv_memory")
         raise SettingError(
             f"{name} asks for a KV cache of {blocks * bytes_per_block >> 20} MiB; {available >> 20} MiB are free"
         )

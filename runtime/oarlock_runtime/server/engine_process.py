@@ -122,9 +122,10 @@ def _schema_compiler(settings: Settings, config: EngineConfig) -> Callable[[str]
 
 
 def _context(settings: Settings, longest: int) -> int:
-    """Tokens of a sequence. PaddleNLP's MAX_SEQ_LEN is a limit, which the model's own may undercut."""
-    if settings.max_context > longest and settings.sources.get("max_context") == "MAX_SEQ_LEN":
-        _log.warning("MAX_SEQ_LEN=%d is clamped to the model's %d", settings.max_context, longest)
+    """Tokens of a sequence. What PaddleNLP's environment or export says is only a limit to the model's own."""
+    source = settings.sources.get("max_context")
+    if settings.max_context > longest and source in ("MAX_SEQ_LEN", "config.json"):
+        _log.warning("%s: %d tokens are clamped to the model's %d", source, settings.max_context, longest)
         return longest
     return settings.max_context or longest
 
@@ -144,6 +145,7 @@ def _load(checkpoint: Checkpoint, settings: Settings, control: Control, context:
         max_context=context,
         max_batched_tokens=settings.max_batched_tokens,
         kv_blocks=settings.kv_blocks or (plan.pool(BLOCK_TOKENS) if plan else 0),
+        kv_setting="BLOCK_BS" if plan and not settings.kv_blocks else "",
         kv_memory=settings.kv_memory,
         kv_memory_share=settings.kv_memory_share,
         batch_invariant=settings.batch_invariant,

@@ -169,6 +169,7 @@ def test_a_sequence_ends_where_the_pool_or_the_context_does() -> None:
         steps.add(3, longest - 1)
 
 
+@pytest.mark.conformance(20)
 def test_the_queue_is_bounded_and_says_when_to_come_again() -> None:
     steps = Steps(max_sequences=2, max_waiting=3)
     for request_id in range(5):

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS
 from oarlock_runtime.server.http.fields import ChatFields, CompletionFields
+from oarlock_runtime.server.paddle.description import SCHEMA
 
 _POSTS = (
     ("/v1/completions", CompletionFields, "Continue a prompt", ["prompt"]),
@@ -58,6 +59,11 @@ def describe(app: FastAPI) -> None:
             for (path, kind, summary, required), schema in zip(_POSTS, schemas, strict=True):
                 _complete(components[kind.__name__], required)
                 document["paths"][path] = {"post": _operation(summary, schema)}
+            chat = document["paths"]["/v1/chat/completions"]["post"]
+            chat["summary"] = "Answer a chat, or a request in PaddleNLP's dialect"
+            content = chat["requestBody"]["content"]["application/json"]
+            content["schema"] = {"anyOf": [content["schema"], {"$ref": "#/components/schemas/PaddleFields"}]}
+            components["PaddleFields"] = SCHEMA
             document.setdefault("components", {}).setdefault("schemas", {}).update(components)
             app.openapi_schema = document
         return app.openapi_schema
