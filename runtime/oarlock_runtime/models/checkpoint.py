@@ -12,6 +12,7 @@ from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.families import GGUF_TENSORS, HF_TENSORS, file_name, spec_from_config
 from oarlock_runtime.models.fields import read_json
 from oarlock_runtime.models.gguf import GgufFile
+from oarlock_runtime.models.paddle.directory import is_paddle, open_paddle
 from oarlock_runtime.models.safetensors_reader import INDEX, SINGLE, read_refs, weight_files
 from oarlock_runtime.models.spec import ModelSpec, tensor_shapes
 from oarlock_runtime.models.tensors import TensorRef
@@ -21,12 +22,16 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An open model. `path` is the GGUF file or the Hugging Face directory, `container` "gguf" or "safetensors"."""
+    """An open model: a GGUF file, or the directory of a Hugging Face model or of a Paddle static graph.
+
+    `container` is "gguf", "safetensors" or "paddle", `ranks` for how many processes the files were cut.
+    """
 
     path: Path
     container: str
     spec: ModelSpec
     refs: dict[str, TensorRef]
+    ranks: int = 1
 
     def tensors(self) -> Iterator[tuple[str, TensorRef]]:
         """Canonical name and tensor, in the order in which a step uses them."""
@@ -56,17 +61,24 @@ def model_file(path: Path) -> Path:
     if found:
         names = ", ".join(file.name for file in found)
         raise CheckpointError(f"{path}: holds {len(found)} GGUF files; name one: {names}")
-    raise CheckpointError(f"{path}: has neither {CONFIG} (with {SINGLE} or {INDEX}) nor a .gguf file")
+    raise CheckpointError(f"{path}: has neither {CONFIG} (with {SINGLE}, {INDEX} or a Paddle program) nor a .gguf file")
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Opens a GGUF file or a Hugging Face directory. CheckpointError names the file and field or tensor."""
+def open_checkpoint(path: Path | str, paddle_packing: str = "auto") -> Checkpoint:
+    """Opens a GGUF file, a Hugging Face directory or a Paddle static graph's.
+
+    paddle_packing: how the last's quantized matrices are laid out, "sm75", "sm70" or "auto". CheckpointError names the
+    file and field, tensor or parameter.
+    """
     path = model_file(Path(path).expanduser())
     if path.is_file():
         gguf = GgufFile(path)
         checkpoint = Checkpoint(path, "gguf", gguf.spec, gguf.refs())
         _check(checkpoint, GGUF_TENSORS)
         return checkpoint
+    if is_paddle(path):
+        model = open_paddle(path, paddle_packing)
+        return Checkpoint(path, "paddle", model.spec, model.refs, model.ranks)
     config = read_json(path / CONFIG)
     generation = path / "generation_config.json"
     family, spec = spec_from_config(config, read_json(generation) if generation.exists() else None)

@@ -6,7 +6,6 @@ activations keep their size from layer to layer and the logits are neither flat 
 
 import json
 import math
-import struct
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,8 @@ from oarlock_runtime.models.random_tokenizer import (
     made_tokenizer,
     write_tokenizer,
 )
+from oarlock_runtime.models.safetensors_reader import SINGLE
+from oarlock_runtime.models.safetensors_writer import SafetensorsWriter
 from oarlock_runtime.models.spec import ModelSpec, tensor_shapes
 from oarlock_runtime.models.tensors import BLOCK_BYTES, DENSE
 
@@ -110,20 +111,12 @@ def _write_safetensors(
     ends = {f"{end}_token_id": values.get(f"tokenizer.ggml.{end}_token_id") for end in ("bos", "eos")}
     known = {key: token_id for key, token_id in ends.items() if token_id is not None}
     (out / "config.json").write_text(json.dumps({**config.values, **known}, indent=2), encoding="utf-8")
-    header: dict[str, Any] = {}
-    at = 0
-    for name, shape in tensor_shapes(spec).items():
-        size = math.prod(shape) * DENSE[dtype]
-        header[file_name(name, HF_TENSORS)] = {"dtype": dtype.upper(), "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    entries = [(file_name(name, HF_TENSORS), dtype, shape) for name, shape in tensor_shapes(spec).items()]
     done = 0
-    with (out / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    with SafetensorsWriter(out / SINGLE, entries) as writer:
         for name in tensor_shapes(spec):
             for slab in random_tensor(spec, name, seed):
-                file.write(encode(slab, dtype).data)
+                writer.write(encode(slab, dtype))
                 done += slab.size
                 progress(done, spec.parameters)
 

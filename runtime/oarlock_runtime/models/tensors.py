@@ -137,6 +137,11 @@ def to_bf16(values: Array) -> npt.NDArray[np.uint16]:
     return values.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
+def encode_dense(values: Array, dtype: str) -> Array:
+    """float32 as a file holds it: float32, float16, or the bits of bf16."""
+    return to_bf16(values) if dtype == "bf16" else values.astype({"f32": np.float32, "f16": np.float16}[dtype])
+
+
 def from_bf16(bits: Array) -> npt.NDArray[np.float32]:
     """The bits of bfloat16 (uint16) to float32, exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
