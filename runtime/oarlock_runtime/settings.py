@@ -71,8 +71,14 @@ class Settings:
     )
     quantization: str = _setting(
         "auto",
-        "how weights are held: auto keeps a GGUF's own 8 and 4 bits and holds all else in dtype",
+        "how weights are held: auto keeps the 8 and 4 bits of a GGUF or a Paddle directory and holds all else in dtype",
         choices=("auto", "f32", "bf16", "int8", "int4"),
+    )
+    paddle_packing: str = _setting(
+        "auto",
+        "byte layout of a Paddle directory's weight_only matrices: sm75 (Turing and newer), sm70 (V100), or what they "
+        "look like",
+        choices=("auto", "sm75", "sm70"),
     )
     threads: int = _setting(0, "compute threads", zero="one for each core", low=0, high=1024)
     cpu_isa: str = _setting(

@@ -1,6 +1,6 @@
-"""`oarlock model inspect` tells what a checkpoint is and what it will take; `oarlock model random` writes one.
+"""`oarlock model inspect` tells what a checkpoint is, `random` makes one, and `export` writes one in another container.
 
-Both run in the user's process; inspect reads headers only.
+All run in the user's process; inspect reads headers only.
 """
 
 from pathlib import Path
@@ -11,10 +11,13 @@ from oarlock_runtime.cli.terminal import human_bytes, progress, say, table
 from oarlock_runtime.server.paddle.block_plan import advise
 from oarlock_runtime.settings import parse
 
+PADDLE_PACKINGS = ("auto", "sm75", "sm70")
 USAGE = """usage: oarlock model inspect MODEL [flags]
+       oarlock model export MODEL --to paddle|safetensors -o DIR [flags]
        oarlock model random CONFIG --to gguf|safetensors -o PATH [flags]
 
 inspect  family, shapes, formats, size, context, and the memory a model takes
+export   a model in another container: a Paddle static graph, or Hugging Face safetensors
 random   a seeded random model of any shape, for benchmarks and tests
 """
 
@@ -26,6 +29,7 @@ def inspect_parser() -> Parser:
     flags.add_argument("model", help="a path, hf://…, https://… or pypi://…")
     flags.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="as for serve (default auto)")
     flags.add_argument("--dtype", choices=("bf16", "f32"), default="bf16", help="of activations and KV (default bf16)")
+    flags.add_argument("--paddle-packing", choices=PADDLE_PACKINGS, default="auto", help="as for serve (default auto)")
     flags.add_argument("--context", type=integer(1), help="tokens, for the KV cache's size (default: the model's)")
     flags.add_argument("--paddle", action="store_true", help="advise BLOCK_BS, BLOCK_RATIO and BATCH_SIZE too")
     flags.add_argument("--average-in", type=integer(1), default=300, help="tokens of a prompt (default 300)")
@@ -40,7 +44,7 @@ def inspect(arguments: list[str]) -> int:
     from oarlock_runtime.models.inspect import describe_rope, inspect_model
 
     flags = inspect_parser().read(arguments)
-    report = inspect_model(local_path(flags.model), flags.quantization, flags.dtype)
+    report = inspect_model(local_path(flags.model), flags.quantization, flags.dtype, flags.paddle_packing)
     spec = report.spec
     context = flags.context or spec.max_context
     kv = human_bytes(report.kv_bytes(context))
@@ -56,7 +60,7 @@ def inspect(arguments: list[str]) -> int:
     ]
     facts = [
         ["path", str(report.path)],
-        ["container", report.container],
+        ["container", report.container + (f", cut for {report.ranks} ranks" if report.ranks > 1 else "")],
         ["family", spec.family],
         ["parameters", f"{report.parameters / 1e6:.1f} M"],
         ["layers", f"{spec.layers} of width {spec.hidden}, feed-forward {spec.ffn}"],
@@ -104,6 +108,66 @@ def _advise(tokens: int, context: int, average_in: int, average_out: int) -> Non
     )
 
 
+def export_parser() -> Parser:
+    flags = Parser(
+        "model export",
+        "Writes a model in another container. Weights keep their bits, but for those that are quantized.",
+        "A Paddle static graph is written by Paddle itself: pip install 'oarlock[paddle]'.",
+    )
+    flags.add_argument("model", help="a path, hf://…, https://… or pypi://…")
+    flags.add_argument("--to", choices=("paddle", "safetensors"), required=True, help="container to write")
+    flags.add_argument("-o", "--output", required=True, metavar="DIR", help="the directory to write")
+    flags.add_argument(
+        "--dtype",
+        choices=("auto", "f32", "f16", "bf16"),
+        default="auto",
+        help="of the weights (default auto: the model's own, and bf16 for quantized ones)",
+    )
+    paddle = flags.add_argument_group("for --to paddle")
+    paddle.add_argument(
+        "--quant-type",
+        choices=("weight_only_int8", "weight_only_int4"),
+        default="",
+        help="quantizes the layers' matrices by Paddle's rule",
+    )
+    paddle.add_argument(
+        "--group-size",
+        type=int,
+        choices=(-1, 64, 128),
+        default=-1,
+        help="inputs of a matrix that share a scale (default -1: all)",
+    )
+    paddle.add_argument(
+        "--packing",
+        choices=PADDLE_PACKINGS[1:],
+        default="sm75",
+        help="of quantized matrices; sm70 for V100 (default sm75)",
+    )
+    paddle.add_argument("--ranks", type=integer(1, 64), default=1, help="tensor parallelism, in rank_N/ (default 1)")
+    paddle.add_argument(
+        "--context", type=integer(1), default=0, help="longest sequence, in tokens (default: the model's)"
+    )
+    return flags
+
+
+def export(arguments: list[str]) -> int:
+    from oarlock_runtime.cli.download import local_path
+    from oarlock_runtime.models.checkpoint import open_checkpoint
+    from oarlock_runtime.models.export import PaddleOptions, export_model
+    from oarlock_runtime.models.paddle.parts import Scheme
+
+    flags = export_parser().read(arguments)
+    checkpoint = open_checkpoint(local_path(flags.model))
+    output = Path(flags.output).expanduser()
+    scheme = Scheme(flags.dtype, flags.quant_type, flags.group_size, flags.packing)
+    options = PaddleOptions(scheme, flags.ranks, flags.context)
+    unit = "ranks" if flags.to == "paddle" else "tensors"
+    with progress(f"writing {output.name}, {unit}") as shown:
+        export_model(checkpoint, output, flags.to, options, shown.update)
+    say(f"wrote {output}, {human_bytes(sum(file.stat().st_size for file in output.rglob('*') if file.is_file()))}")
+    return 0
+
+
 def random_parser() -> Parser:
     from oarlock_runtime.models.presets import PRESETS
 
@@ -144,7 +208,7 @@ def random(arguments: list[str]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    actions = {"inspect": inspect, "random": random}
+    actions = {"inspect": inspect, "export": export, "random": random}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2

@@ -17,7 +17,7 @@ EXPORT_KEYS = (
     *("tensor_parallel_degree", "tensor_parallel_rank", "model_name_or_path", "quant_type", "cachekv_int8_type"),
     *("use_fake_parameter", "single_card_ptq", "append_attn", "decode_strategy", "weightonly_group_size"),
     *("weight_block_size", "moe_quant_type", "output_via_mq", "dynamic_insert", "return_full_hidden_states"),
-    *("block_size", "max_seq_len", "mla_use_matrix_absorption", "paddlenlp_version"),
+    *("block_size", "max_seq_len", "dtype", "mla_use_matrix_absorption", "paddlenlp_version"),
 )
 TORCH_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 

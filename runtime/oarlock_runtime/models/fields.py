@@ -97,11 +97,13 @@ class Fields:
 
 def read_json(file: Path) -> Fields:
     """A JSON object from `file`."""
+    if file.is_fifo():  # opening it would wait for ever
+        raise CheckpointError(f"{file}: is a pipe, not a file")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file}: holds {type(values).__name__}, not a JSON object")

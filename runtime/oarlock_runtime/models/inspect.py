@@ -45,15 +45,18 @@ class ModelReport:
     step_bytes: int  # of weights that a decode step reads
     kv_bytes_per_token: int
     rows: tuple[WeightRow, ...]
+    ranks: int = 1  # for how many processes the files were cut
 
     def kv_bytes(self, tokens: int) -> int:
         """Keys and values of `tokens` tokens."""
         return tokens * self.kv_bytes_per_token
 
 
-def inspect_model(path: Path | str, quantization: Quantization = "auto", dtype: str = "bf16") -> ModelReport:
+def inspect_model(
+    path: Path | str, quantization: Quantization = "auto", dtype: str = "bf16", paddle_packing: str = "auto"
+) -> ModelReport:
     """Opens the model at `path` and works out how it would be held. CheckpointError when it can't be opened."""
-    return report_on(open_checkpoint(path), quantization, dtype)
+    return report_on(open_checkpoint(path, paddle_packing), quantization, dtype)
 
 
 def report_on(checkpoint: Checkpoint, quantization: Quantization = "auto", dtype: str = "bf16") -> ModelReport:
@@ -75,6 +78,7 @@ def report_on(checkpoint: Checkpoint, quantization: Quantization = "auto", dtype
         step_bytes=weight_bytes if spec.tied_embeddings else weight_bytes - embedding.nbytes,
         kv_bytes_per_token=spec.kv_bytes_per_token(4 if dtype == "f32" else 2),
         rows=tuple(_rows(plan)),
+        ranks=checkpoint.ranks,
     )
 
 

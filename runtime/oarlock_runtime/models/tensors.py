@@ -28,6 +28,8 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_fifo():  # opening it would wait for ever
+            raise CheckpointError(f"{path}: is a pipe, not a file")
         try:
             with path.open("rb") as file:
                 self.size = file.seek(0, 2)

@@ -49,7 +49,10 @@ GRAMMARS_SECONDS = 5.0  # for the tables of the vocabulary, which a request may 
 
 
 def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
-    checkpoint = open_dummy(settings.model) if settings.load_format == "dummy" else open_checkpoint(settings.model)
+    if settings.load_format == "dummy":
+        checkpoint = open_dummy(settings.model)
+    else:
+        checkpoint = open_checkpoint(settings.model, settings.paddle_packing)
     context = _context(settings, checkpoint.spec.max_context)
     executor = _load(checkpoint, settings, control, context)
     config = EngineConfig(

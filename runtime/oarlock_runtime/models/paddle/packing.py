@@ -39,9 +39,9 @@ def pack(codes: Codes, bits: int, packing: str = "sm75") -> Bytes:
         stream = biased.reshape(n // 2, 2, k // 64, 4, 2, 4, 2).transpose(0, 2, 1, 3, 5, 6, 4)
     else:
         stream = biased.reshape(n // 4, 4, k // 64, 2, 4, 4, 2).transpose(0, 2, 1, 3, 5, 6, 4)
-    flat = np.ascontiguousarray(stream).reshape(-1)
+    flat: Bytes = np.ascontiguousarray(stream).reshape(-1)
     if bits == 4:
-        flat = flat[0::2] | (flat[1::2] << 4)
+        flat = flat[0::2] | (flat[1::2] << np.uint8(4))
     return flat.reshape(stored_shape(bits, n, k))
 
 

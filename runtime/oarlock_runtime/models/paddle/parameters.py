@@ -87,4 +87,4 @@ def _record_values(file: MappedFile, at: int, parameter: Parameter, program: Pat
             f"{where}: the file holds {dtype} {dims!r:.80}, {held} bytes, but {program.name} declares {parameter}, "
             f"{parameter.nbytes} bytes"
         )
-    return start + size
+    return start + int(size)

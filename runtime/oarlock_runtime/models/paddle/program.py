@@ -48,8 +48,8 @@ def program_file(directory: Path) -> Path | None:
 def read_parameters(file: Path) -> list[Parameter]:
     """The parameters in the order of their records. CheckpointError names the file, and the parameter at fault."""
     try:
-        if not file.is_file():
-            raise CheckpointError(f"{file}: is not a regular file")
+        if file.is_fifo():  # opening it would wait for ever
+            raise CheckpointError(f"{file}: is a pipe, not a file")
         if file.stat().st_size > MAX_PROGRAM:
             raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, more than a program has")
         data = file.read_bytes()
