@@ -96,6 +96,12 @@ def stamped(
     return tuple(found)
 
 
+def beside(found: Sequence[Condition], before: Sequence[Condition]) -> tuple[Condition, ...]:
+    """New conditions, and those of other types as they were."""
+    types = {condition.type for condition in found}
+    return (*found, *(old for old in before if old.type not in types))
+
+
 def invalid(message: str) -> tuple[Verdict, ...]:
     """The verdicts on a spec that can't be carried out."""
     return (

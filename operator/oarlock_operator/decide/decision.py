@@ -8,7 +8,7 @@ it (`report`).
 
 from oarlock_operator.api import names
 from oarlock_operator.decide.actions import Action, Apply, Decision, Delete, Event, Prune, SetFinalizer
-from oarlock_operator.decide.conditions import invalid, stamped
+from oarlock_operator.decide.conditions import beside, invalid, stamped
 from oarlock_operator.decide.departure import depart
 from oarlock_operator.decide.drift import repair
 from oarlock_operator.decide.pods import drain, form, remove_stale
@@ -54,10 +54,8 @@ def _refuse(snapshot: Snapshot, message: str) -> Decision:
     """Leaves everything as it is and says why."""
     deployment = snapshot.deployment
     found = stamped(invalid(message), deployment.status.conditions, deployment.generation, snapshot.now)
-    kept = tuple(old for old in deployment.status.conditions if old.type not in {new.type for new in found})
-    status = deployment.status.model_copy(
-        update={"conditions": (*found, *kept), "observed_generation": deployment.generation}
-    )
+    told = beside(found, deployment.status.conditions)
+    status = deployment.status.model_copy(update={"conditions": told, "observed_generation": deployment.generation})
     known = any(old.reason == "InvalidSpec" and old.message == message for old in deployment.status.conditions)
     return Decision(status, events=() if known else (Event("InvalidSpec", message, "Warning"),))
 

@@ -3,9 +3,8 @@
 from datetime import datetime, timedelta
 
 from oarlock_operator.api import names
-from oarlock_operator.api.status import Group
-from oarlock_operator.decide.actions import Action, Decision, SetFinalizer
-from oarlock_operator.decide.conditions import deleting, stamped
+from oarlock_operator.decide.actions import Decision, SetFinalizer
+from oarlock_operator.decide.conditions import beside, deleting, stamped
 from oarlock_operator.decide.pods import drain, remove_stale
 from oarlock_operator.decide.round import Round
 
@@ -21,20 +20,14 @@ def depart(this: Round, since: datetime) -> Decision:
         view.record.model_copy(update={"state": "Draining", "members": view.members()})
         for view in list(this.views.values())
     )
-    actions = _emptied(this, records)
-    left = [pod for pod in this.snapshot.pods if not this.stuck(pod)]
-    if not left or this.now > since + timedelta(seconds=this.spec.grace_seconds) + _SLACK:
-        actions = (*actions, SetFinalizer(False))
-    found = stamped(deleting(len(left)), this.status.conditions, deployment.generation, this.now)
-    kept = tuple(old for old in this.status.conditions if old.type not in {new.type for new in found})
-    groups = tuple(record for record in records if record.index in this.views)
-    status = this.status.model_copy(update={"conditions": (*found, *kept), "groups": groups, "ready_replicas": 0})
-    return Decision(status, actions, wake_after=5.0)
-
-
-def _emptied(this: Round, records: tuple[Group, ...]) -> tuple[Action, ...]:
-    """Every group drains."""
     for record in records:
         remove_stale(this, this.views[record.index])
         drain(this, this.view(record))
-    return tuple(this.actions)
+    left = [pod for pod in this.snapshot.pods if not this.stuck(pod)]
+    if not left or this.now > since + timedelta(seconds=this.spec.grace_seconds) + _SLACK:
+        this.actions.append(SetFinalizer(False))
+    found = stamped(deleting(len(left)), this.status.conditions, deployment.generation, this.now)
+    groups = tuple(record for record in records if record.index in this.views)
+    told = beside(found, this.status.conditions)
+    status = this.status.model_copy(update={"conditions": told, "groups": groups, "ready_replicas": 0})
+    return Decision(status, tuple(this.actions), wake_after=5.0)

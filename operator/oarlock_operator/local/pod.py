@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -204,6 +205,8 @@ class LocalPod:
             waiting.cancel()
         self._process = None
         message = (self._verdict or process.tail()) if code else ""
+        if code < 0:  # as a kubelet tells of a signal
+            message, code = self._verdict or f"killed by {signal.Signals(-code).name}", 128 - code
         self._state(name, {"terminated": {"exitCode": code, "message": message}}, restarts)
         return code
 

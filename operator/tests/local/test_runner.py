@@ -152,7 +152,9 @@ def test_a_killed_member_makes_the_group_anew(start: Callable[..., Runner]) -> N
     leader = runner.get()["pid"]
     worker = next(pid for pid in runner.members() if pid != leader)
     os.kill(worker, signal.SIGKILL)
-    runner.until(lambda: runner.said("GroupRestarting") and runner.serves() and runner.get()["pid"] != leader)
+    runner.until(
+        lambda: runner.said("exit code 137: killed by SIGKILL") and runner.serves() and runner.get()["pid"] != leader
+    )
     runner.until(lambda: len(runner.members()) == 2 and worker not in runner.members())
 
 
