@@ -11,34 +11,38 @@ from hypothesis import strategies as st
 from support.scripted_api import scripted_api
 
 from oarlock_runtime.models.tokenizer import Tokenizer
-from oarlock_runtime.server.json_document import MAX_CONTAINERS, CrowdedError, check_crowd, decode
-from oarlock_runtime.server.json_document import _containers as containers
+from oarlock_runtime.server.json_document import MAX_PARTS, CrowdedError, check_crowd, decode
+from oarlock_runtime.server.json_document import _parts as parts
 
 CROWD = b"[" + b"[]," * (4 << 18) + b"[]]"
 
 
 def count(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + sum(map(count, inner))
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(count, value.values()))
+    return 1 + sum(map(count, value)) if isinstance(value, list) else 0
 
 
 @given(
     st.recursive(
-        st.none() | st.text(st.sampled_from('[{"\\]}aé')),
+        st.none() | st.text(st.sampled_from('[{"\\]}a:é')),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(st.sampled_from('{"\\')), inner),
     )
 )
-def test_lists_and_objects_are_counted_outside_of_strings(value: Any) -> None:
-    assert containers(json.dumps(value).encode()) == count(value)
+def test_parts_are_counted_outside_of_strings(value: Any) -> None:
+    assert parts(json.dumps(value).encode(), MAX_PARTS) == count(value)
     assert decode(json.dumps(value).encode()) == value
 
 
 def test_a_crowd_is_refused_but_a_text_of_brackets_is_not() -> None:
     with pytest.raises(CrowdedError):
         decode(CROWD)
-    check_crowd(b"[" + b"[]," * (MAX_CONTAINERS - 2) + b"0]")
+    check_crowd(b"[" + b"[]," * (MAX_PARTS - 2) + b"0]")
+    with pytest.raises(CrowdedError):
+        decode(json.dumps(dict.fromkeys(map(str, range(MAX_PARTS)))).encode())
     text = json.dumps({"text": '["' * (1 << 19)}).encode()
     assert len(decode(text)["text"]) == 1 << 20
+    assert parts(b'["' + b"[" * (1 << 19) + b'",[]]', MAX_PARTS) == 2  # a string over several pieces
     with pytest.raises(msgspec.DecodeError):
         decode(b"[" * 10)
 
@@ -49,6 +53,6 @@ def test_a_crowd_is_refused_over_http(tokenizer: Tokenizer, field: str) -> None:
         for path, start in (("/v1/completions", b""), ("/v1/chat/completions", b'"model": "default",')):
             body = b"{" + start + b'"%s":%s}' % (field.encode(), CROWD)
             error = httpx.post(api.url + path, content=body, timeout=20).json()["error"]
-            assert "lists and objects" in error["message"]
+            assert "lists, objects" in error["message"]
         answer = httpx.post(api.url + "/v1/chat/completions", content=b'{"text":%s}' % CROWD, timeout=20).json()
-        assert answer["error_code"] == 400 and "lists and objects" in answer["error_msg"]
+        assert answer["error_code"] == 400 and "lists, objects" in answer["error_msg"]

@@ -19,11 +19,11 @@ _PENALTIES = (
 _FLAGS = ("return_all_tokens", "return_usage", "benchmark", "enable_text_truncate")
 
 
-def check(task: Task, *, vocab: int, stops: int) -> list[str]:
-    """The messages of all rules that `task` breaks, in PaddleNLP's order; token ids are below `vocab`, and at most
-    `stops` stop sequences are allowed."""
+def check(task: Task, *, vocab: int, longest: int, stops: int) -> list[str]:
+    """The messages of all rules that `task` breaks, in PaddleNLP's order. Token ids are below `vocab`; at most `stops`
+    stop sequences are allowed; of a prompt only the first `longest` tokens are looked at, since none may be longer."""
     return [
-        *_prompt(task, vocab),
+        *_prompt(task, vocab, longest),
         *_name(task),
         *_lengths(task),
         *_sampling(task),
@@ -42,7 +42,7 @@ def _number(value: Any, low: float, high: float = math.inf) -> bool:
     return (integer(value) or isinstance(value, float)) and low <= value <= high
 
 
-def _prompt(task: Task, vocab: int) -> Iterator[str]:
+def _prompt(task: Task, vocab: int, longest: int) -> Iterator[str]:
     if not any(name in task for name in ("text", "input_ids", "messages")):
         yield "The input parameters should contain either `text`, `input_ids` or `messages`"
         return
@@ -54,15 +54,17 @@ def _prompt(task: Task, vocab: int) -> Iterator[str]:
     if not isinstance(task.get("system", ""), str):
         yield "The `system` in input parameters must be a string"
     if "input_ids" in task:
-        yield from _input_ids(task["input_ids"], vocab)
+        yield from _input_ids(task["input_ids"], vocab, longest)
     if "messages" in task:
         yield from _messages(task["messages"])
 
 
-def _input_ids(ids: Any, vocab: int) -> Iterator[str]:
+def _input_ids(ids: Any, vocab: int, longest: int) -> Iterator[str]:
     if not isinstance(ids, list):
         yield "The `input_ids` in input parameters must be a list"
-    elif not ids:
+        return
+    ids = ids[:longest]
+    if not ids:
         yield "The `input_ids` in input parameters cannot be empty"
     elif set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= vocab:
         yield f"The `input_ids` in input parameters must be integers in [0, {vocab - 1}]"

@@ -114,7 +114,7 @@ def prepare(task: Task, tokenizer: Tokenizer, rules: Rules) -> Prepared:
 
 def checked(task: Task, rules: Rules) -> None:
     """Raises PaddleError with all that the task's fields break, as a Python list in a string."""
-    if problems := check(task, vocab=rules.vocab, stops=rules.stop_sequences):
+    if problems := check(task, vocab=rules.vocab, longest=rules.max_seq_len, stops=rules.stop_sequences):
         raise PaddleError(REJECTED, str(problems))
 
 
