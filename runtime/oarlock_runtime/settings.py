@@ -37,7 +37,7 @@ class Description:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
-    synonyms: tuple[tuple[str, str], ...] = ()  # other spellings of a choice
+    synonyms: tuple[tuple[str, str], ...] = ()  # other spellings of a choice or of a number
     zero: str = ""  # a word that may be written for 0, and is shown instead of it
     secret: bool = False
 
@@ -141,13 +141,30 @@ class Settings:
 
     # The network
     host: str = _setting("127.0.0.1", "address to listen on, for all ports")
-    port: int = _setting(9965, "port of the API", env=("PUSH_MODE_HTTP_PORT", "SERVICE_HTTP_PORT"), low=1, high=65535)
+    port: int = _setting(
+        9965,
+        "port of the HTTP API",
+        env=("PUSH_MODE_HTTP_PORT", "SERVICE_HTTP_PORT"),
+        zero="off",
+        synonyms=(("-1", "off"),),
+        low=0,
+        high=65535,
+    )
+    grpc_port: int = _setting(
+        8811,
+        "port of the gRPC API",
+        env=("GRPC_PORT", "SERVICE_GRPC_PORT"),
+        zero="off",
+        synonyms=(("-1", "off"),),
+        low=0,
+        high=65535,
+    )
     health_port: int = _setting(
         8110, "port of /v2/health/live and /v2/health/ready", env=("HTTP_PORT", "HEALTH_HTTP_PORT"), low=1, high=65535
     )
     metrics_port: int = _setting(8722, "port of /metrics", env=("METRICS_PORT", "METRICS_HTTP_PORT"), low=1, high=65535)
     server_processes: int = _setting(
-        1, "processes that speak HTTP and tokenize", env=("PUSH_MODE_HTTP_WORKERS",), low=1, high=64
+        1, "processes that speak HTTP and gRPC and tokenize", env=("PUSH_MODE_HTTP_WORKERS",), low=1, high=64
     )
     api_key: str = _setting("", "keys that clients must send, separated by commas; none = open", secret=True)
 
@@ -198,6 +215,12 @@ class Settings:
     body_limit: int = _setting(4 << 20, "largest request body", unit="bytes", low=1 << 10, high=1 << 30)
     max_n: int = _setting(16, "highest n of a request", low=1, high=1024)
     max_prompts: int = _setting(128, "prompts in one call", low=1, high=4096)
+    grpc_calls: int = _setting(
+        1024, "gRPC inference calls at once in a server process, a stream counting once", low=1, high=1 << 16
+    )
+    grpc_stream_requests: int = _setting(
+        512, "requests of one gRPC stream at once; more are not read before others have ended", low=1, high=1 << 16
+    )
     slow_reader_seconds: float = _setting(
         30.0, "a client that takes nothing for so long is dropped", unit="seconds", low=0.1, high=3600
     )
@@ -342,6 +365,7 @@ def parse(name: str, text: str, source: str) -> Any:
         if text.lower() not in _YES + _NO:
             raise SettingError(f"{source}={text!r} is neither on nor off: give one of {', '.join(_YES + _NO)}")
         return text.lower() in _YES
+    text = dict(description.synonyms).get(text.lower(), text)
     number = 0.0 if description.zero and text.lower() in ("auto", description.zero) else _number(text, description)
     expected = "a size such as 512MiB" if description.unit == "bytes" else f"a{'n' * (kind is int)} {_KINDS[kind]}"
     if number is None or not math.isfinite(number) or (kind is int and number != int(number)):

@@ -1,4 +1,4 @@
-"""A process that speaks HTTP: validates, tokenizes, streams. There are as many as `server_processes` says.
+"""A process that speaks HTTP and gRPC: validates, tokenizes, streams. There are as many as `server_processes` says.
 
 It answers from the first moment (503 while the model loads), loads the tokenizer while the engine loads the weights,
 and goes on without a pause until the supervisor says drain, then stop.
@@ -12,7 +12,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 import uvloop
 
 from oarlock_runtime.errors import OarlockError, RequestError
@@ -20,14 +19,13 @@ from oarlock_runtime.ipc.client import EngineClient
 from oarlock_runtime.models.dummy import dummy_tokenizer
 from oarlock_runtime.models.tokenizer import Tokenizer, load_tokenizer
 from oarlock_runtime.server.control import Control
-from oarlock_runtime.server.http.app import build_app
+from oarlock_runtime.server.grpc.front import GrpcFront
+from oarlock_runtime.server.http.front import HttpFront
 from oarlock_runtime.server.process import run
 from oarlock_runtime.server.service import Service, State
 from oarlock_runtime.settings import Settings
 
 BEAT_SECONDS = 1.0
-KEEP_ALIVE_SECONDS = 75
-_GOODBYE_SECONDS = 1  # for answers that are on their way when the process is told to stop
 _VERDICT_SECONDS = 2  # for the supervisor to say that the engine's process is gone, before we say that we lost it
 
 
@@ -46,28 +44,21 @@ class _ServerProcess:
     def __init__(self, control: Control, settings: Settings, first: dict[str, Any]) -> None:
         self._control = control
         self._settings = settings
-        self._listener = socket.socket(fileno=first["listener"])
+        self._listener = socket.socket(fileno=first["listener"]) if "listener" in first else None
+        self._fronts: list[HttpFront | GrpcFront] = []
         self._client = EngineClient(Path(settings.run_dir), first["name"])
 
     async def run(self) -> None:
         service = self._service = Service(self._settings, self._client)
-        self._web = uvicorn.Server(
-            uvicorn.Config(
-                build_app(service),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_GOODBYE_SECONDS,
-            )
-        )
+        if self._listener is not None:
+            self._fronts.append(HttpFront(service, self._listener))
+        if self._settings.grpc_port:
+            self._fronts.append(GrpcFront(service))
         asyncio.get_running_loop().add_reader(self._control.socket, self._on_control)
-        serving = asyncio.create_task(self._web.serve(sockets=[self._listener]))
+        serving = asyncio.gather(*(front.serve() for front in self._fronts))
         tasks = [asyncio.create_task(one) for one in (self._open(), self._beat(), service.calls.watch())]
-        done, _ = await asyncio.wait([serving, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        running: list[asyncio.Future[Any]] = [serving, *tasks]
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         for one in done:
@@ -100,19 +91,23 @@ class _ServerProcess:
         match message and message["kind"]:
             case None:
                 asyncio.get_running_loop().remove_reader(self._control.socket)
-                self._web.should_exit = True
+                self._stop()
             case "drain":
                 self._service.close(State.DRAINING)
                 self._draining = asyncio.create_task(self._drain())
             case "stop":
                 self._service.close(State.DRAINING, now=True)
-                self._web.should_exit = True
+                self._stop()
             case "failed":
                 self._service.close(State.FAILED, now=True)
-                self._web.should_exit = True
+                self._stop()
             case "scrape" if message is not None:
                 families = self._service.metrics.families(len(self._service.calls))
                 self._control.send("metrics", number=message["number"], families=families)
+
+    def _stop(self) -> None:
+        for front in self._fronts:
+            front.stop()
 
     async def _drain(self) -> None:
         await self._service.calls.idle.wait()

@@ -30,7 +30,7 @@ from oarlock_runtime.server.log_files import LogFiles, Reporter
 from oarlock_runtime.server.metrics import Family, engine_families, merge, page
 from oarlock_runtime.server.paddle.config_keys import applied, read_config
 from oarlock_runtime.server.paddle.series import paddle_families, renamed
-from oarlock_runtime.server.ports import listen
+from oarlock_runtime.server.ports import address_of, hold, listen
 from oarlock_runtime.settings import Settings
 
 _PACKAGE = "oarlock_runtime.server"
@@ -61,12 +61,16 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
     started = time.monotonic()
     if not settings.model:
         raise SettingError("no model is given: say `--model PATH`, or set MODEL_DIR")
+    if not settings.port and not settings.grpc_port:
+        raise SettingError("--port and --grpc-port are both off; nobody could call")
     with contextlib.ExitStack() as stack:
         reporter = _reporter(settings, reporter, stack)
         sockets = [
-            [stack.enter_context(one) for one in listen(settings, name, share)]
+            [stack.enter_context(one) for one in listen(settings, name, share)] if getattr(settings, name) else []
             for name, share in (("health_port", 1), ("metrics_port", 1), ("port", settings.server_processes))
         ]
+        if settings.grpc_port:
+            stack.enter_context(hold(settings, "grpc_port"))
         reporter.line("configuration (name, value, source):")
         for line in settings.effective():
             reporter.line("  " + line)
@@ -134,9 +138,13 @@ class _Supervisor:
         settings = self._settings = self._with_model_config(await self._fetched(deadline))
         first = {"settings": settings.to_json()}
         self._start("engine", "engine_process", first)
-        for index, listener in enumerate(api):
-            name = "server" if len(api) == 1 else f"server-{index}"
-            self._start(name, "server_process", {**first, "listener": listener.fileno(), "name": name}, listener)
+        for index in range(settings.server_processes):
+            name = "server" if settings.server_processes == 1 else f"server-{index}"
+            words: dict[str, Any] = {**first, "name": name}
+            if api:
+                words["listener"] = api[index].fileno()
+            self._start(name, "server_process", words, *api[index : index + 1])
+        for listener in api:
             listener.close()  # so that the port closes with the servers
         await self._wait(lambda: all(child.ready for child in self._children), deadline - time.monotonic())
         if not self._signals:
@@ -150,14 +158,16 @@ class _Supervisor:
 
     def _announce(self, settings: Settings) -> None:
         facts = self._children[0].facts
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._report.line(
             f"weights {facts['weight_bytes'] / 1e6:.0f} MB, KV cache {facts['kv_bytes'] / 1e6:.0f} MB "
             f"({facts['blocks']} blocks of 64 tokens), context {facts['max_context']} tokens"
         )
+        where = " and ".join(
+            ([f"http://{address_of(settings, 'port')}/v1"] if settings.port else [])
+            + ([f"grpc://{address_of(settings, 'grpc_port')}"] if settings.grpc_port else [])
+        )
         self._report.line(
-            f"Oarlock is ready: http://{host}:{settings.port}/v1 (model {settings.model_name}) "
-            f"in {time.monotonic() - self._started:.1f} s"
+            f"Oarlock is ready: {where} (model {settings.model_name}) in {time.monotonic() - self._started:.1f} s"
         )
 
     async def _fetched(self, deadline: float) -> Settings:
