@@ -1,4 +1,4 @@
-"""The real HTTP application on a real uvicorn, over an engine whose answers are written in advance."""
+"""The real HTTP application on a real uvicorn, and gRPC's, over an engine whose answers are written in advance."""
 
 import asyncio
 import socket
@@ -18,6 +18,7 @@ from oarlock_runtime.ipc.messages import EngineReady
 from oarlock_runtime.ipc.stream import Chunk, Logprob, TokenStream
 from oarlock_runtime.models.detokenizer import CHARACTER_OF_BYTE
 from oarlock_runtime.models.tokenizer import Tokenizer
+from oarlock_runtime.server.grpc.front import GrpcFront
 from oarlock_runtime.server.http.app import build_app
 from oarlock_runtime.server.service import Service
 from oarlock_runtime.settings import Settings
@@ -137,8 +138,13 @@ class ScriptedApi:
         config = uvicorn.Config(build_app(self.service), lifespan="off", log_config=None, timeout_graceful_shutdown=1)
         self._web = uvicorn.Server(config)
         watch = asyncio.create_task(self.service.calls.watch())
+        self._fronts = [GrpcFront(self.service)] if self.settings.grpc_port else []
+        calls = [asyncio.create_task(front.serve()) for front in self._fronts]
+        for front in self._fronts:
+            await front.started.wait()
         self._started.set()
         await self._web.serve(sockets=[self._listener])
+        await asyncio.gather(*calls)
         watch.cancel()
 
     def start(self) -> None:
@@ -147,14 +153,19 @@ class ScriptedApi:
 
     def stop(self) -> None:
         self._web.should_exit = True
+        for front in self._fronts:
+            self.loop.call_soon_threadsafe(front.stop)
         self._thread.join(10)
         assert not self._thread.is_alive()
 
 
 @contextmanager
-def scripted_api(tokenizer: Tokenizer, send_buffer: int = 0, **settings: Any) -> Iterator[ScriptedApi]:
+def scripted_api(
+    tokenizer: Tokenizer, send_buffer: int = 0, grpc_port: int = 0, **settings: Any
+) -> Iterator[ScriptedApi]:
     """A server with `settings`; a small `send_buffer` (bytes, 0: the kernel's) shows slow readers sooner."""
-    api = ScriptedApi(tokenizer, Settings(model=str(Path("models/tiny")), **settings), send_buffer)
+    chosen = Settings(model=str(Path("models/tiny")), grpc_port=grpc_port, **settings)
+    api = ScriptedApi(tokenizer, chosen, send_buffer)
     api.start()
     try:
         yield api

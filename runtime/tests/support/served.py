@@ -42,10 +42,11 @@ class Served:
     """A running server. `output` grows while it runs; `wait` gives its exit code."""
 
     def __init__(self, model: Path, cache: Path, *flags: str) -> None:
-        api, health, metrics = free_ports(3)
-        self.url, self.api_port = f"http://127.0.0.1:{api}", api
+        api, health, metrics, grpc = free_ports(4)
+        self.url, self.api_port, self.grpc_address = f"http://127.0.0.1:{api}", api, f"127.0.0.1:{grpc}"
         self._health, self._metrics = f"http://127.0.0.1:{health}", f"http://127.0.0.1:{metrics}"
         ports = ["--port", str(api), "--health-port", str(health), "--metrics-port", str(metrics)]
+        ports += ["--grpc-port", str(grpc)]
         small = ["--kv-memory", "16MiB", "--threads", "1", "--cache-dir", str(cache)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("OARLOCK_")}
         environ["PYTHONPATH"] = str(Path(__file__).parents[2])

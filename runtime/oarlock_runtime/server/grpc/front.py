@@ -14,6 +14,7 @@ from oarlock_runtime.server.service import Service
 GOODBYE_SECONDS = 1  # for answers that are on their way when the process is told to stop
 _HEALTH_SECONDS = 0.25  # between two looks at whether calls are served
 _OVERHEAD = 64 << 10  # of a message around a payload of the largest size
+_OTHER_CALLS = 128  # probes, metadata, and calls that are being refused
 _OPTIONS = {
     "grpc.so_reuseport": 1,  # the supervisor holds the port, and all server processes listen on it
     "grpc.max_metadata_size": 16 << 10,
@@ -30,11 +31,13 @@ class GrpcFront:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self._service = service
+        self.started = asyncio.Event()  # it listens
         self._stopping = asyncio.Event()
         options = {
             **_OPTIONS,
             "grpc.max_receive_message_length": settings.body_limit + _OVERHEAD,
-            "grpc.max_concurrent_streams": settings.grpc_calls,  # of one connection
+            # Of one connection, beyond which its client waits; calls over the limit are told so.
+            "grpc.max_concurrent_streams": settings.grpc_calls + _OTHER_CALLS,
         }
         self._server = grpc.aio.server(options=list(options.items()))
         self._server.add_generic_rpc_handlers((Endpoint(service).handlers(),))
@@ -50,6 +53,7 @@ class GrpcFront:
         except RuntimeError:
             raise SettingError(f"can't listen on port {settings.grpc_port} of {settings.host} (--grpc-port)") from None
         await self._server.start()
+        self.started.set()
         watch = asyncio.create_task(self._watch_health())
         await self._stopping.wait()
         watch.cancel()
