@@ -13,7 +13,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.server.grpc.description import check_model, model_config, model_metadata, server_metadata
-from oarlock_runtime.server.grpc.infer import Context, Inference, SlowReaderError
+from oarlock_runtime.server.grpc.infer import Context, Inference
 from oarlock_runtime.server.grpc.protocol.messages import (
     SERVICE,
     ModelConfigRequest,
@@ -34,6 +34,7 @@ from oarlock_runtime.server.grpc.protocol.messages import (
     ServerReadyResponse,
 )
 from oarlock_runtime.server.grpc.tensors import ProtocolError
+from oarlock_runtime.server.grpc.writer import SlowReaderError
 from oarlock_runtime.server.service import Service
 
 Answer = TypeVar("Answer")

@@ -16,7 +16,7 @@ import grpc
 import msgspec
 from google.protobuf.message import DecodeError
 
-from oarlock_runtime.server.calls import SLOW_READER, Call
+from oarlock_runtime.server.calls import SLOW_READER
 from oarlock_runtime.server.grpc.description import VERSION, Statistics, check_model
 from oarlock_runtime.server.grpc.protocol.messages import (
     ModelInferRequest,
@@ -24,6 +24,7 @@ from oarlock_runtime.server.grpc.protocol.messages import (
     ModelStreamInferResponse,
 )
 from oarlock_runtime.server.grpc.tensors import ProtocolError, read_input, response
+from oarlock_runtime.server.grpc.writer import SlowReaderError, Writer
 from oarlock_runtime.server.paddle.conversation import Conversation
 from oarlock_runtime.server.paddle.frames import Frame
 from oarlock_runtime.server.paddle.task import Task, task_of_payload
@@ -33,10 +34,6 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _log = logging.getLogger("oarlock.server")
 _encode = msgspec.json.Encoder().encode
-
-
-class SlowReaderError(Exception):
-    """The client has taken nothing for too long; its stream is given up."""
 
 
 class Inference:
@@ -83,13 +80,12 @@ class _Stream:
     def __init__(self, inference: Inference, service: Service, context: Context) -> None:
         self._inference = inference
         self._context = context
-        self._patience = service.settings.slow_reader_seconds
-        self._writing = asyncio.Lock()
+        self._writer = Writer(context, service.settings.slow_reader_seconds)
         self._room = asyncio.Semaphore(service.settings.grpc_stream_requests)
 
     async def run(self) -> None:
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with self._writer, asyncio.TaskGroup() as tasks:
                 while True:
                     await self._room.acquire()  # what there is no room for stays with the client
                     data: Any = await self._context.read()
@@ -120,25 +116,18 @@ class _Stream:
         del request.inputs[:], request.raw_input_contents[:]  # they may be large, and the answer may take long
         size = len(payload)
         with self._inference.conversation() as conversation:
+            call = conversation.call
             async for frame in conversation.answer(lambda: task_of_payload(payload), size):
-                await self._write(ModelStreamInferResponse(infer_response=_response(request, frame)), conversation.call)
+                call.sending_since = time.monotonic()
+                await self._write(ModelStreamInferResponse(infer_response=_response(request, frame)))
+                call.sending_since = 0.0
 
     async def _refuse(self, request: ModelInferRequest, message: str) -> None:
         answer = ModelInferResponse(model_name=request.model_name, model_version=VERSION, id=request.id)
         await self._write(ModelStreamInferResponse(error_message=message, infer_response=answer))
 
-    async def _write(self, message: ModelStreamInferResponse, call: Call | None = None) -> None:
-        """Writes one message when it is its turn. SlowReaderError when the client takes nothing for too long."""
-        if call is not None:
-            call.sending_since = time.monotonic()
-        async with self._writing:
-            try:
-                async with asyncio.timeout(self._patience):
-                    await self._context.write(message.SerializeToString())
-            except TimeoutError:
-                raise SlowReaderError from None
-        if call is not None:
-            call.sending_since = 0.0
+    async def _write(self, message: ModelStreamInferResponse) -> None:
+        await self._writer.put(message.SerializeToString())
 
 
 def _of_one_frame(payload: bytes) -> Task:

@@ -127,8 +127,9 @@ def test_a_reader_that_takes_nothing_is_dropped_and_others_are_served(tokenizer:
     port = free_ports(1)[0]
     with scripted_api(tokenizer, grpc_port=port, slow_reader_seconds=0.5) as api:
         api.client.text = "y" * 400
+        api.client.pace = 0.01
         stopped = threading.Event()
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.http2.lookahead_bytes", 1024)]) as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.http2.bdp_probe", 0)]) as channel:
             from tritonclient.grpc import service_pb2
 
             def requests() -> Any:
@@ -144,14 +145,16 @@ def test_a_reader_that_takes_nothing_is_dropped_and_others_are_served(tokenizer:
                 f"/{SERVICE}/ModelStreamInfer",
                 request_serializer=service_pb2.ModelInferRequest.SerializeToString,
                 response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-            )(requests())
+            )(requests(), timeout=PATIENCE)
             until(lambda: len(api.client.added) >= 50)
             until(lambda: len(api.service.calls) == 0)
-            assert api.client.aborted > 0
+            assert api.client.aborted > 50
             with client_of(f"127.0.0.1:{port}") as other:
                 assert other.infer("model", [tensor([{**GREEDY, "req_id": "other"}])]).as_numpy("OUT") is not None
+            with pytest.raises(grpc.RpcError) as dropped:
+                list(call)
+            assert dropped.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             stopped.set()
-            call.cancel()
 
 
 def test_a_stream_reads_no_more_requests_than_it_may_have_at_once(tokenizer: Tokenizer) -> None:
