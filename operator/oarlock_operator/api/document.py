@@ -63,17 +63,18 @@ def for_model(source: str) -> dict[str, Any]:
             raise DocumentError(f"{source}: there is no such file")
         source = str(path)
     elif not is_source(source):
-        raise DocumentError(f"{source}: is no address of a model; it begins with hf://, https:// or pypi://")
+        raise DocumentError(f"{source}: is no address of a model; it begins with hf://, paddle://, https:// or pypi://")
     scheme, _, rest = source.rpartition("://")
     address = re.split(r"[@?#]|==", rest.rstrip("/"))[0]
-    last = address.rpartition("/")[2].removesuffix(".gguf") or "model"
+    # A variant alone, as in paddle://org/name/weight_only_int8, names no model.
+    last = "-".join(address.split("/")[-2 if scheme == "paddle" else -1 :]).removesuffix(".gguf") or "model"
     name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
     name = name if name[:1].isalpha() else f"model-{name}"
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {"name": name[:NAME_LENGTH].strip("-")},
-        "spec": {"model": {"source": source, "name": address if scheme == "hf" else last}},
+        "spec": {"model": {"source": source, "name": address if scheme in ("hf", "paddle") else last}},
     }
 
 

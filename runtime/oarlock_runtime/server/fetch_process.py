@@ -14,7 +14,9 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         if progress.total and progress.state == "downloading":
             control.send("loading", what=f"downloading {progress.file}", share=progress.done / progress.total)
 
-    control.send("ready", path=str(resolve(settings.model, Path(settings.cache_dir), report)))
+    kept = Path(settings.paddle_dir).expanduser() if settings.paddle_dir else None
+    path = resolve(settings.model, Path(settings.cache_dir), report, paddle_dir=kept)
+    control.send("ready", path=str(path))
 
 
 if __name__ == "__main__":

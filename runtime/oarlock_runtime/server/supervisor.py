@@ -182,9 +182,10 @@ class _Supervisor:
             if self._signals:
                 return self._settings
             raise _FailedError(f"the model was not there after {self._settings.start_timeout:g} s")
-        # A package or a web address names its file better than itself; a repository of the hub is what people call it.
+        # A package or a web address names its file better than itself; a hub's and a catalogue's names people know.
         settings = self._settings
-        known = settings.served_model_name or (settings.model_name if settings.model.startswith("hf://") else "")
+        named = settings.model.startswith(("hf://", "paddle://"))
+        known = settings.served_model_name or (settings.model_name if named else "")
         return replace(settings, model=path, served_model_name=known)
 
     def _with_model_config(self, settings: Settings) -> Settings:

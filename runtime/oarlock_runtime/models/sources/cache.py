@@ -23,19 +23,20 @@ LOCK = ".lock"
 
 
 class CacheEntry:
-    """The folder of one address below the cache directory."""
+    """The folder of one address below the cache directory. Several parts, by name, may share a folder."""
 
-    def __init__(self, cache_dir: Path, uri: str) -> None:
+    def __init__(self, cache_dir: Path, uri: str, part: str = "") -> None:
         scheme, _, rest = uri.partition("://")
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", rest.partition("#")[0].partition("?")[0]).strip("-.")[-80:]
         digest = hashlib.sha256(uri.encode()).hexdigest()[:8]
         self.uri = uri
+        self._marker, self._lock = (f".{part}{name}" if part else name for name in (MARKER, LOCK))
         self.folder = cache_dir / scheme / f"{readable}-{digest}"
 
     def found(self) -> Path | None:
         """What was fetched earlier: the folder or the one file in it, if the marker and all files are there."""
         try:
-            marker: dict[str, Any] = json.loads((self.folder / MARKER).read_text(encoding="utf-8"))
+            marker: dict[str, Any] = json.loads((self.folder / self._marker).read_text(encoding="utf-8"))
             whole = all((self.folder / name).stat().st_size == size for name, size in marker["files"].items())
             return self.folder / marker["result"] if whole else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -45,7 +46,7 @@ class CacheEntry:
         """Writes the marker. `result` is the file to serve, or "." for the folder."""
         sizes = {name: (self.folder / name).stat().st_size for name in files}
         marker = {"uri": self.uri.partition("?")[0], "result": result, "files": sizes}
-        write_atomically(self.folder / MARKER, json.dumps(marker, indent=1).encode())
+        write_atomically(self.folder / self._marker, json.dumps(marker, indent=1).encode())
         return self.folder / result
 
     @contextmanager
@@ -53,7 +54,7 @@ class CacheEntry:
         """Holds the folder's lock; `waiting` is called once when another process has it. SourceError after limit_s."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / LOCK).open("w")
+            lock = (self.folder / self._lock).open("w")
         except OSError as error:
             raise SourceError(f"{self.folder}: can't be written: {error.strerror}") from error
         with lock:

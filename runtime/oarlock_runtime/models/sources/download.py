@@ -40,7 +40,7 @@ class FetchLimits:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to fetch. size and sha256 are checked where they are known; an optional one may be missing (404).
+    """A file to fetch. What is known of size, sha256 and md5 is checked; an optional one may be missing (404).
 
     After the last file of a model no other comes: once the server tells its size, that of the whole is known.
     """
@@ -49,6 +49,7 @@ class RemoteFile:
     name: str
     size: int | None = None
     sha256: str | None = None
+    md5: str | None = None
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     optional: bool = False
     last: bool = False
@@ -92,6 +93,7 @@ class Downloader:
             self.meter.begin(remote.name, target.stat().st_size)
             self.meter.finish()
             return True
+        target.parent.mkdir(parents=True, exist_ok=True)
         transfer = _Transfer(self._client, remote, target, self.limits, self.meter)
         fruitless = 0
         while True:
@@ -220,16 +222,18 @@ class _Transfer:
         if self.remote.size is not None and self.done != self.remote.size:
             self.restart()
             raise _Cut(f"{self.done} bytes came; expected {self.remote.size}")
-        if self.remote.sha256 is None:
+        algorithm = "sha256" if self.remote.sha256 else "md5"
+        expected = self.remote.sha256 or self.remote.md5
+        if expected is None:
             return
         self.meter.note("verifying")
         with self.part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest == self.remote.sha256.lower():
+            digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        if digest == expected.lower():
             return
         self.restart()
         self.corrupt += 1
-        problem = f"its sha256 is {digest}; expected {self.remote.sha256.lower()}"
+        problem = f"its {algorithm} is {digest}; expected {expected.lower()}"
         if self.corrupt > 1:
             raise SourceError(f"{self.remote.url}: {problem} (fetched twice)")
         raise _Cut(problem)
