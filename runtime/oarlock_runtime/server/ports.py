@@ -54,6 +54,17 @@ def hold(settings: Settings, name: str) -> socket.socket:
     return holder
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens there. SettingError when `host` is no address of this machine."""
+    settings = Settings(host=host, port=port)
+    try:
+        with _bound(*_resolved(settings, "port"), False, settings.slow_reader_seconds) as opened:
+            opened.listen(1)
+    except OSError:
+        return False
+    return True
+
+
 def _resolved(settings: Settings, name: str) -> tuple[int, tuple[object, ...]]:
     """Family and address to bind."""
     port: int = getattr(settings, name)
