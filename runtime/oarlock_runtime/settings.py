@@ -148,20 +148,20 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on, for all ports")
     port: int = _setting(
         9965,
-        "port of the HTTP API",
+        "port of the HTTP API, or off",
         env=("PUSH_MODE_HTTP_PORT", "SERVICE_HTTP_PORT"),
         zero="off",
         synonyms=(("-1", "off"),),
-        low=0,
+        low=1,
         high=65535,
     )
     grpc_port: int = _setting(
         8811,
-        "port of the gRPC API",
+        "port of the gRPC API, or off",
         env=("GRPC_PORT", "SERVICE_GRPC_PORT"),
         zero="off",
         synonyms=(("-1", "off"),),
-        low=0,
+        low=1,
         high=65535,
     )
     health_port: int = _setting(
@@ -371,11 +371,12 @@ def parse(name: str, text: str, source: str) -> Any:
             raise SettingError(f"{source}={text!r} is neither on nor off: give one of {', '.join(_YES + _NO)}")
         return text.lower() in _YES
     text = dict(description.synonyms).get(text.lower(), text)
-    number = 0.0 if description.zero and text.lower() in ("auto", description.zero) else _number(text, description)
+    named = bool(description.zero) and text.lower() in ("auto", description.zero)
+    number = 0.0 if named else _number(text, description)
     expected = "a size such as 512MiB" if description.unit == "bytes" else f"a{'n' * (kind is int)} {_KINDS[kind]}"
     if number is None or not math.isfinite(number) or (kind is int and number != int(number)):
         raise SettingError(f"{source}={text!r} is not {expected}")
-    low, high = description.low, description.high
+    low, high = (None, None) if named else (description.low, description.high)
     if (low is not None and number < low) or (high is not None and number > high):
         raise SettingError(
             f"{source}={text!r} is out of range: give {expected} from {_bound(name, low)} to {_bound(name, high)}"

@@ -64,8 +64,8 @@ def _start(name: str) -> int:
     if busy:
         print(f"PORT: {busy} occupied! Please change the port!")
         return 1
-    if (warning := shm_warning()) is not None:
-        print(f"warning: {warning}")
+    if (small := shm_warning()) is not None:
+        print(f"warning: {small}")
     print("Master node, start serving ..." if group.master else "Slave node, start push mode", flush=True)
     started = _launch(settings, environ)
     print(f"the server is process {started.pid}; its log is {settings.log_dir}/server.log")
