@@ -20,6 +20,7 @@ GREEDY = {"text": "hi", "topp": 0, "max_dec_len": 30}
 SERVICE = "inference.GRPCInferenceService"
 
 
+@pytest.mark.conformance(19)
 def test_it_tells_that_it_lives_and_is_ready_and_what_it_serves(api: ScriptedApi, client: Client) -> None:
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("model", "1")
     assert client.get_server_metadata().name == "oarlock"
@@ -37,6 +38,7 @@ def test_it_tells_that_it_lives_and_is_ready_and_what_it_serves(api: ScriptedApi
         assert refused.value.status() == "StatusCode.NOT_FOUND"
 
 
+@pytest.mark.conformance(18)
 def test_a_stream_gives_frames_and_marks_the_last(api: ScriptedApi, client: Client) -> None:
     with stream_of(client) as stream:
         stream.send({**GREEDY, "req_id": "one"}, request_id="mine")
@@ -52,6 +54,7 @@ def test_a_stream_gives_frames_and_marks_the_last(api: ScriptedApi, client: Clie
         assert "error_code" not in seen[0]
 
 
+@pytest.mark.conformance(18, 19)
 def test_many_requests_share_a_stream_and_a_bad_one_ends_itself_alone(api: ScriptedApi, client: Client) -> None:
     api.client.pace = 0.005
     with stream_of(client) as stream:
@@ -75,6 +78,7 @@ def test_many_requests_share_a_stream_and_a_bad_one_ends_itself_alone(api: Scrip
         assert order != sorted(order, key=int), "they ran one after the other"
 
 
+@pytest.mark.conformance(19)
 def test_an_answer_without_streaming_is_the_whole_text(api: ScriptedApi, client: Client) -> None:
     document = json.loads(client.infer("model", [tensor([{**GREEDY, "req_id": 7}])]).as_numpy("OUT")[0])
     assert document[0]["tokens_all"] == document[0]["token"] == api.client.text
@@ -196,6 +200,7 @@ def test_calls_over_the_limit_and_without_a_key_are_refused(tokenizer: Tokenizer
             assert full.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
 
 
+@pytest.mark.conformance(20)
 def test_a_full_queue_is_told_as_paddlenlp_tells_it(api: ScriptedApi, client: Client) -> None:
     api.client.seats = 0
     limit = api.settings.queue_limit
@@ -211,6 +216,7 @@ def health_of(api: ScriptedApi, service: str = "") -> int:
         return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE).status)
 
 
+@pytest.mark.conformance(19)
 def test_the_health_service_follows_whether_calls_are_served(api: ScriptedApi, client: Client) -> None:
     for name in ("", SERVICE):
         until(lambda name=name: health_of(api, name) == health_pb2.HealthCheckResponse.SERVING)

@@ -116,6 +116,7 @@ PAYLOADS = st.one_of(st.binary(max_size=64), DOCUMENTS.map(lambda document: json
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(payload=PAYLOADS)
+@pytest.mark.conformance(19)
 def test_any_payload_is_answered(hostile: tuple[ScriptedApi, grpc.Channel], payload: bytes) -> None:
     status, _, document = infer(hostile[1], message_of(payload))
     assert status is grpc.StatusCode.OK
