@@ -55,15 +55,18 @@ class _ServerProcess:
         if self._settings.grpc_port:
             self._fronts.append(GrpcFront(service))
         asyncio.get_running_loop().add_reader(self._control.socket, self._on_control)
-        serving = asyncio.gather(*(front.serve() for front in self._fronts))
+        serving = asyncio.create_task(self._answer())
         tasks = [asyncio.create_task(one) for one in (self._open(), self._beat(), service.calls.watch())]
-        running: list[asyncio.Future[Any]] = [serving, *tasks]
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([serving, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
         for one in done:
             one.result()
         self._client.close()
+
+    async def _answer(self) -> None:
+        """Serves on all ports, until told to stop."""
+        await asyncio.gather(*(front.serve() for front in self._fronts))
 
     async def _open(self) -> None:
         """Loads the tokenizer, waits for the engine, opens the service; ends when the engine is lost."""
