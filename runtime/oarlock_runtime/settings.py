@@ -220,12 +220,6 @@ class Settings:
     body_limit: int = _setting(4 << 20, "largest request body", unit="bytes", low=1 << 10, high=1 << 30)
     max_n: int = _setting(16, "highest n of a request", low=1, high=1024)
     max_prompts: int = _setting(128, "prompts in one call", low=1, high=4096)
-    grpc_calls: int = _setting(
-        1024, "gRPC inference calls at once in a server process, a stream counting once", low=1, high=1 << 16
-    )
-    grpc_stream_requests: int = _setting(
-        512, "requests of one gRPC stream at once; more are not read before others have ended", low=1, high=1 << 16
-    )
     slow_reader_seconds: float = _setting(
         30.0, "a client that takes nothing for so long is dropped", unit="seconds", low=0.1, high=3600
     )

@@ -46,6 +46,7 @@ _STATUS = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+MOST_CALLS = 1024  # inference calls at once in a server process, a stream counting once
 _INFERENCE = ("ModelInfer", "ModelStreamInfer")
 _OPEN = ("ServerLive", "ServerReady", "ModelReady")  # to those without a key too: what probes ask
 
@@ -157,7 +158,6 @@ class Endpoint:
         self._service.check_key(key if isinstance(key, bytes) else key.encode())
 
     def _check_room(self) -> None:
-        limit = self._service.settings.grpc_calls
-        if self._infers >= limit:
-            message = f"the server is at its limit of {limit} inference calls and streams at once"
+        if self._infers >= MOST_CALLS:
+            message = f"the server is at its limit of {MOST_CALLS} inference calls and streams at once"
             raise RequestError("", message, 429, "too_many_calls")

@@ -6,7 +6,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from oarlock_runtime.errors import SettingError
-from oarlock_runtime.server.grpc.endpoint import Endpoint
+from oarlock_runtime.server.grpc.endpoint import MOST_CALLS, Endpoint
 from oarlock_runtime.server.grpc.protocol.messages import SERVICE
 from oarlock_runtime.server.ports import address_of
 from oarlock_runtime.server.service import Service
@@ -37,7 +37,7 @@ class GrpcFront:
             **_OPTIONS,
             "grpc.max_receive_message_length": settings.body_limit + _OVERHEAD,
             # Of one connection, beyond which its client waits; calls over the limit are told so.
-            "grpc.max_concurrent_streams": settings.grpc_calls + _OTHER_CALLS,
+            "grpc.max_concurrent_streams": MOST_CALLS + _OTHER_CALLS,
         }
         self._server = grpc.aio.server(options=list(options.items()))
         self._server.add_generic_rpc_handlers((Endpoint(service).handlers(),))

@@ -81,7 +81,8 @@ class _Stream:
         self._inference = inference
         self._context = context
         self._writer = Writer(context, service.settings.slow_reader_seconds)
-        self._room = asyncio.Semaphore(service.settings.grpc_stream_requests)
+        # As many as the engine and its queue hold, and one more that is told so.
+        self._room = asyncio.Semaphore(service.settings.max_sequences + service.settings.queue_limit + 1)
 
     async def run(self) -> None:
         try:

@@ -13,6 +13,7 @@ from support.served import free_ports, until
 from support.triton import PATIENCE, client_of, stream_of, tensor
 
 from oarlock_runtime.models.tokenizer import Tokenizer
+from oarlock_runtime.server.grpc import endpoint
 from oarlock_runtime.server.service import State
 
 Client = triton.InferenceServerClient
@@ -164,7 +165,7 @@ def test_a_reader_that_takes_nothing_is_dropped_and_others_are_served(tokenizer:
 def test_a_stream_reads_no_more_requests_than_it_may_have_at_once(tokenizer: Tokenizer) -> None:
     port = free_ports(1)[0]
     with (
-        scripted_api(tokenizer, grpc_port=port, grpc_stream_requests=4) as api,
+        scripted_api(tokenizer, grpc_port=port, max_sequences=2, queue_limit=2) as api,
         client_of(f"127.0.0.1:{port}") as client,
     ):
         api.client.pace = 0.005
@@ -176,13 +177,16 @@ def test_a_stream_reads_no_more_requests_than_it_may_have_at_once(tokenizer: Tok
                 _, final, _ = stream.next()
                 left -= final
                 most = max(most, api.client.running)
-        assert most <= 4 and len(api.client.added) == 12
+        assert most <= 5 and len(api.client.added) == 12
 
 
-def test_calls_over_the_limit_and_without_a_key_are_refused(tokenizer: Tokenizer) -> None:
+def test_calls_over_the_limit_and_without_a_key_are_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "MOST_CALLS", 1)
     port = free_ports(1)[0]
     with (
-        scripted_api(tokenizer, grpc_port=port, grpc_calls=1, api_key="secret") as api,
+        scripted_api(tokenizer, grpc_port=port, api_key="secret") as api,
         client_of(f"127.0.0.1:{port}") as client,
     ):
         assert client.is_server_ready()
