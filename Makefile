@@ -1,6 +1,6 @@
 # Every target sets up what it needs first; a second call takes seconds. ARGS are passed on: make run ARGS="--port 8000".
 .DEFAULT_GOAL := help
-.PHONY: help run test check format docs protocol bench gpu-test gpu-bench setup clean cluster-build cluster-up cluster-down images e2e
+.PHONY: help run test check format docs bench gpu-test gpu-bench setup clean cluster-build cluster-up cluster-down images e2e
 
 PYTHON ?= python3
 ARGS ?=
@@ -18,7 +18,7 @@ help:
 	@echo "make check   lint, formatting, types, layers"
 	@echo "make bench   measure this machine: floor, decode, prefill, serving"
 	@echo "make gpu-test, make gpu-bench: the CUDA engine on this machine's GPU, with the Python at hand and no network"
-	@echo "make format  format the sources     make docs   write docs/settings.md     make protocol   compile the gRPC protocol"
+	@echo "make format  format the sources     make docs   write docs/settings.md"
 	@echo "make cluster-build, cluster-up, cluster-down: a two-node Kubernetes on this machine; make images, make e2e: tests on it"
 	@echo "make clean   remove what was built and installed here"
 	@echo
@@ -30,9 +30,6 @@ run test check bench setup:
 format: setup
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 	@find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs .venv/bin/clang-format -i
-
-protocol: setup
-	@.venv/bin/python tools/protocol.py
 
 docs: setup
 	@.venv/bin/python -m oarlock_runtime.cli.settings_page >docs/settings.md

@@ -1,4 +1,4 @@
-"""Compiles the gRPC protocol: `make protocol` writes what is made from inference.proto into the folder beside it."""
+"""Compiles the gRPC protocol: writes what is made from inference.proto into the folder beside it."""
 
 import sys
 from pathlib import Path

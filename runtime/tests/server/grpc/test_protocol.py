@@ -17,7 +17,7 @@ TOOL = Path(__file__).parents[4] / "tools" / "protocol.py"
 def test_what_is_compiled_is_what_the_source_says(tmp_path: Path) -> None:
     runpy.run_path(str(TOOL))["compile_protocol"](tmp_path)
     for name in ("inference.binpb", "messages.pyi"):
-        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), "run `make protocol`"
+        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), "run tools/protocol.py"
 
 
 def described(module: Any) -> dict[str, Any]:

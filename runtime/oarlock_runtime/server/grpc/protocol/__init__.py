@@ -1,1 +1,1 @@
-"""The protocol's own file and what is made from it: `make protocol` writes inference.binpb and messages.pyi."""
+"""The protocol's own file and what is made from it: tools/protocol.py writes inference.binpb and messages.pyi."""
