@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -150,6 +151,8 @@ class Ops {
   virtual DType activation_dtype() const = 0;  // of norms' outputs and linear inputs and outputs
   virtual DType residual_dtype() const = 0;    // also of what is added to it
   virtual DType qkv_dtype() const { return activation_dtype(); }
+  // Tokens that had better pass through a layer together, before others do, since a cache holds no more of them.
+  virtual int tokens_at_once() const { return std::numeric_limits<int>::max(); }
 
   // Device memory, zeroed; lives as long as the Ops. DeviceError when there is not enough.
   virtual void* allocate(size_t bytes) = 0;

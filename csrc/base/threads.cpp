@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "base/error.h"
@@ -40,7 +41,7 @@ bool spin(int microseconds, Ready&& ready) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads, int spin_us) : size_(threads), spin_us_(spin_us) {
+ThreadPool::ThreadPool(int threads, int spin_us) : size_(threads), spin_us_(spin_us), parts_(size_t(std::max(threads, 0))) {
   require(threads >= 1 && threads <= 1024, "threads must be from 1 to 1024, not ", threads);
   for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
 }

@@ -42,6 +42,27 @@ class ThreadPool {
     });
   }
 
+  // The same, but thread t begins with the t-th part of the items and helps the others when it is done: loops over the same
+  // rows one after the other then find them in the core's own cache.
+  template <typename Body>
+  void for_each_near(int64_t items, Body&& body) {
+    if (items <= 0) return;
+    if (size_ == 1 || items == 1) {
+      for (int64_t item = 0; item < items; ++item) body(item, 0);
+      return;
+    }
+    auto start = [&](int part) { return items * part / size_; };
+    for (int part = 0; part < size_; ++part) parts_[size_t(part)].next.store(start(part), std::memory_order_relaxed);
+    run([&](int thread) {
+      for (int turn = 0; turn < size_; ++turn) {
+        const int part = (thread + turn) % size_;
+        const int64_t end = start(part + 1);
+        for (int64_t item; (item = parts_[size_t(part)].next.fetch_add(1, std::memory_order_relaxed)) < end;)
+          body(item, thread);
+      }
+    });
+  }
+
  private:
   using Erased = void (*)(void*, int);
   void run_erased(Erased body, void* context);
@@ -56,6 +77,10 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> pending_{0};
   alignas(64) std::atomic<int32_t> caller_sleeps_{0};
   alignas(64) std::atomic<int64_t> next_{0};
+  struct alignas(64) Part {
+    std::atomic<int64_t> next{0};
+  };
+  std::vector<Part> parts_;  // of for_each_near, one a thread
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

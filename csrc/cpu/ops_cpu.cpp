@@ -23,6 +23,9 @@ namespace {
 
 const PackedWeight& packed(const Weight& weight) { return static_cast<const PackedWeight&>(weight); }
 
+// About 2 MB of activations, and enough rows that the weights that pass by do not set the pace.
+constexpr int kTokensAThread = 256;
+
 class CpuOps : public Ops {
  public:
   CpuOps(DType dtype, int threads, const OpsLimits& limits)
@@ -41,6 +44,7 @@ class CpuOps : public Ops {
   DType residual_dtype() const override { return DType::f32; }
   // Queries, keys and values are rounded once, after their rotation.
   DType qkv_dtype() const override { return DType::f32; }
+  int tokens_at_once() const override { return kTokensAThread * pool_.size(); }
 
   void* allocate(size_t bytes) override {
     pieces_.push_back(allocate_piece(bytes));

@@ -13,6 +13,20 @@ Tensor first_rows(Tensor tensor, int64_t rows) {
   return tensor;
 }
 
+Tensor rows_of(Tensor tensor, int64_t first, int64_t rows) {
+  tensor.data = tensor.as<char>() + first * tensor.stride * size_of(tensor.dtype);
+  return first_rows(tensor, rows);
+}
+
+// Tokens [first, first + count) of a batch, for what treats each token by itself.
+Batch tokens_of(Batch batch, int first, int count) {
+  batch.tokens = count;
+  batch.token_ids += first;
+  batch.positions += first;
+  batch.slots += first;
+  return batch;
+}
+
 }  // namespace
 
 Decoder::Decoder(std::unique_ptr<Ops> ops, const ModelConfig& config, const Limits& limits, const float* rotary)
@@ -115,6 +129,18 @@ int64_t Decoder::bytes_per_block() const {
   return config_.layers * ops_->kv_bytes_per_block(config_.kv_heads, config_.head_dim);
 }
 
+void Decoder::sum(Tensor x) {
+  if (config_.split()) ops_->all_reduce(x);
+}
+
+void Decoder::feed_forward(const Layer& layer, Tensor residual, Tensor delta, Tensor normed, Tensor attended, Tensor hidden) {
+  ops_->linear(delta, attended, *layer.o, nullptr);
+  sum(delta);
+  ops_->add_norm(normed, residual, &delta, layer.ffn_norm, config_.norm_epsilon);
+  ops_->gated_linear(hidden, normed, *layer.gate_up);
+  ops_->linear(delta, hidden, *layer.down, nullptr);
+}
+
 void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sampled& sampled) {
   const AttentionShape shape = config_.attention();
   const float epsilon = config_.norm_epsilon;
@@ -122,28 +148,33 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
          qkv = first_rows(qkv_, batch.tokens), attended = first_rows(attended_, batch.tokens),
          delta = first_rows(delta_, batch.tokens), hidden = first_rows(hidden_, batch.tokens);
 
-  // Each rank holds some rows of a matrix that begins a block and some columns of the one that ends it, so that what a
-  // block adds is a sum over ranks.
-  const bool split = config_.split();
-  auto sum = [&](Tensor x) {
-    if (split) ops_->all_reduce(x);
-  };
-
+  // Between two layers' attention, what happens to a token is its own affair, so tokens pass in parts that a cache holds.
+  // Ranks of a split model, whose caches may differ, agree on one part.
+  const int64_t at_once = config_.split() ? limits_.max_tokens : ops_->tokens_at_once();
+  const int parts = int((batch.tokens + at_once - 1) / at_once);
+  const int part = parts > 1 ? ((batch.tokens + parts - 1) / parts + 31) / 32 * 32 : batch.tokens;
   ops_->embed(residual, *embed_, batch.token_ids);
   sum(residual);
-  const Tensor* pending = nullptr;  // what the previous block adds to the residual
-  for (const Layer& layer : layers_) {
-    if (pending) sum(delta);
-    ops_->add_norm(normed, residual, pending, layer.attn_norm, epsilon);
-    ops_->linear(qkv, normed, *layer.qkv, layer.qkv_bias);
-    ops_->rope_and_cache(qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache, batch);
-    ops_->attention(attended, qkv, shape, layer.cache, batch);
-    ops_->linear(delta, attended, *layer.o, nullptr);
-    sum(delta);
-    ops_->add_norm(normed, residual, &delta, layer.ffn_norm, epsilon);
-    ops_->gated_linear(hidden, normed, *layer.gate_up);
-    ops_->linear(delta, hidden, *layer.down, nullptr);
-    pending = &delta;
+  for (size_t i = 0; i <= layers_.size(); ++i) {
+    for (int first = 0; first < batch.tokens; first += part) {
+      const int count = std::min(part, batch.tokens - first);
+      const bool last = i == layers_.size();  // what is then still to be added is wanted for all tokens
+      Tensor part_residual = rows_of(residual, first, count), part_delta = rows_of(delta, last ? first : 0, count),
+             part_normed = first_rows(normed, count);
+      if (i > 0) {
+        feed_forward(layers_[i - 1], part_residual, part_delta, part_normed, rows_of(attended, first, count),
+                     first_rows(hidden, count));
+      }
+      if (last) continue;
+      if (i > 0) sum(part_delta);
+      const Layer& layer = layers_[i];
+      Tensor part_qkv = rows_of(qkv, first, count);
+      ops_->add_norm(part_normed, part_residual, i > 0 ? &part_delta : nullptr, layer.attn_norm, epsilon);
+      ops_->linear(part_qkv, part_normed, *layer.qkv, layer.qkv_bias);
+      ops_->rope_and_cache(part_qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache,
+                           tokens_of(batch, first, count));
+    }
+    if (i < layers_.size()) ops_->attention(attended, qkv, shape, layers_[i].cache, batch);
   }
 
   // Only the rows that are sampled go through the head, a bounded number at a time.
@@ -156,7 +187,7 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
     sum(row_delta);
     ops_->add_norm(row_normed, row_residual, &row_delta, final_norm_, epsilon);
     ops_->linear(logits, row_normed, head(), nullptr);
-    if (split) {
+    if (config_.split()) {
       ops_->sample_parts(logits, batch, sampling, sampled, first);
     } else {
       ops_->sample(logits, from_row(sampling, first), from_row(sampled, first));

@@ -47,6 +47,11 @@ class Decoder {
   void load_matrix(std::unique_ptr<Weight>& into, const std::string& name, const std::vector<WeightPiece>& pieces,
                    WeightFormat format, int64_t n, int64_t k, bool gated = false);
   void load_vector(const float*& into, const std::string& name, const std::vector<WeightPiece>& pieces, int64_t count);
+  // Each rank of a split model holds some rows of a matrix that begins a block and some columns of the one that ends it, so
+  // that what a block adds is a sum over ranks.
+  void sum(Tensor x);
+  // From a layer's attention to its end; what is then still to be added to the residual is left in delta.
+  void feed_forward(const Layer& layer, Tensor residual, Tensor delta, Tensor normed, Tensor attended, Tensor hidden);
   Tensor workspace(DType dtype, int64_t rows, int64_t cols);
   const Weight& head() const { return lm_head_ ? *lm_head_ : *embed_; }
 

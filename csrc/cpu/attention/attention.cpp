@@ -46,8 +46,8 @@ struct Carver {
 void carve(AttentionScratch& scratch, Carver& carver, int head_dim, int64_t partial_floats) {
   for (TileScratch& thread : scratch.threads) {
     thread.queries = carver.take<float>(int64_t(kTileRows) * ((head_dim + 31) / 32 * 32));
-    thread.scores = carver.take<float>(int64_t(2) * kRowGroup * kScoreStride);
-    thread.probabilities = carver.take<bf16>(int64_t(2) * kRowGroup * kProbabilityStride);
+    thread.scores = carver.take<float>(int64_t(kMostGroupRows) * kScoreStride);
+    thread.probabilities = carver.take<bf16>(int64_t(kMostGroupRows) * kProbabilityStride);
     thread.key_tail = carver.take<bf16>(16 * kBlockTokens * 2);
     thread.running = carver.take_partial(kTileRows, head_dim);
     thread.current = carver.take_partial(kTileRows, head_dim);

@@ -12,7 +12,7 @@ struct PairProduct {
   using Cache = bf16;
   using Query = bf16;
   using Probability = bf16;
-  static constexpr bool kOverlap = false;
+  static constexpr int kGroupRows = 16;
 
   static void configure(int) {}
   static void release() {}
@@ -66,23 +66,19 @@ struct PairProduct {
     if (count - r == 1) part(std::integral_constant<int, 1>{});
   }
 
-  static int score_slices(const AttentionTile&, const PartitionBlocks& blocks) { return blocks.end - blocks.begin; }
-  static int sum_slices(const AttentionTile&, const PartitionBlocks& blocks) { return blocks.end - blocks.begin; }
-
-  static void score_slice(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int group,
-                          int slice) {
-    const int b = blocks.begin + slice, stride = query_stride(tile.head_dim);
-    product(group_rows(tile, group), static_cast<const bf16*>(scratch.queries) + group * kRowGroup * stride, stride / 2,
-            blocks.keys[b], kBlockTokens, group_scores(scratch, group) + b * kBlockTokens, kScoreStride, kBlockTokens,
-            tile.head_dim / 2, false);
+  static void score(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int first_row, int rows) {
+    const int stride = query_stride(tile.head_dim);
+    for (int b = blocks.begin; b < blocks.end; ++b) {
+      product(rows, static_cast<const bf16*>(scratch.queries) + first_row * stride, stride / 2, blocks.keys[b], kBlockTokens,
+              scratch.scores + b * kBlockTokens, kScoreStride, kBlockTokens, tile.head_dim / 2, false);
+    }
   }
 
-  static void sum_slice(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int group, int slice,
-                        float* out) {
-    const int b = blocks.begin + slice;
-    product(group_rows(tile, group), group_probabilities(scratch, group) + b * kBlockTokens, kProbabilityStride / 2,
-            blocks.values[b], tile.head_dim, out + group * kRowGroup * tile.head_dim, tile.head_dim, tile.head_dim,
-            kBlockTokens / 2, slice > 0);
+  static void sum(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int, int rows, float* out) {
+    for (int b = blocks.begin; b < blocks.end; ++b) {
+      product(rows, scratch.probabilities + b * kBlockTokens, kProbabilityStride / 2, blocks.values[b], tile.head_dim, out,
+              tile.head_dim, tile.head_dim, kBlockTokens / 2, b > blocks.begin);
+    }
   }
 };
 

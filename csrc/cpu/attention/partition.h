@@ -3,9 +3,9 @@
 //   K::Cache        element of the cache, queries and output
 //   K::Query        element that queries are held in
 //   K::Probability  element that probabilities are held in: float (over the scores) or bf16
-//   K::kOverlap     products run beside the vector units, so that a group's exponentials hide its neighbours' products
-//   K::score_slice(tile, scratch, blocks, group, slice)     one of score_slices() parts of a group's scores
-//   K::sum_slice(tile, scratch, blocks, group, slice, out)  one of sum_slices() parts of its weighted sum, in order
+//   K::kGroupRows   rows (16 or 32) whose scores are in the making together
+//   K::score(tile, scratch, blocks, first_row, rows)     a group's scores, from the first row's on
+//   K::sum(tile, scratch, blocks, first_row, rows, out)  its weighted sums
 #pragma once
 
 #include <cmath>
@@ -20,16 +20,6 @@ namespace oarlock::cpu {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 static inline constexpr int query_stride(int head_dim) { return (head_dim + 31) / 32 * 32; }
-
-static inline float* group_scores(TileScratch& scratch, int group) {
-  return scratch.scores + group % 2 * kRowGroup * kScoreStride;
-}
-static inline bf16* group_probabilities(TileScratch& scratch, int group) {
-  return scratch.probabilities + group % 2 * kRowGroup * kProbabilityStride;
-}
-static inline int group_rows(const AttentionTile& tile, int group) {
-  return tile.rows - group * kRowGroup < kRowGroup ? tile.rows - group * kRowGroup : kRowGroup;
-}
 
 template <class K>
 struct PartitionSteps {
@@ -106,78 +96,54 @@ struct PartitionSteps {
     clear_blocks(probabilities, last, blocks.end);
   }
 
-  static void softmax(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result, int group,
-                      int row) {
+  static void softmax(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result,
+                      int first_row, int row) {
     auto within = [&](int32_t key) {
       int64_t relative = int64_t(key) - blocks.first_key;
       return relative < 0 ? 0 : relative > kPartitionKeys ? kPartitionKeys : int(relative);
     };
-    float* scores = group_scores(scratch, group) + row * kScoreStride;
+    float* scores = scratch.scores + row * kScoreStride;
     Probability* probabilities;
     if constexpr (std::is_same_v<Probability, float>) {
       probabilities = scores;
     } else {
-      probabilities = group_probabilities(scratch, group) + row * kProbabilityStride;
+      probabilities = scratch.probabilities + row * kProbabilityStride;
     }
-    const int r = group * kRowGroup + row;
+    const int r = first_row + row;
     softmax_row(scores, probabilities, within(tile.low[r]), within(tile.high[r]), blocks, tile.scale_log2, result.maximum[r],
                 result.sum[r]);
   }
 
   static void partition(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result) {
-    const int groups = (tile.rows + kRowGroup - 1) / kRowGroup;
-    const int score_slices = K::score_slices(tile, blocks), sum_slices = K::sum_slices(tile, blocks);
-    // Slices [done, until) of a group's scores or weighted sum.
-    auto score = [&](int group, int& done, int until) {
-      for (; done < until; ++done) K::score_slice(tile, scratch, blocks, group, done);
-    };
-    auto sum = [&](int group, int& done, int until) {
-      for (; done < until; ++done) K::sum_slice(tile, scratch, blocks, group, done, result.out);
-    };
-    int scored = 0, summed = 0;
-    score(0, scored, score_slices);
-    for (int group = 0; group < groups; ++group) {
-      const int rows = group_rows(tile, group);
-      if constexpr (K::kOverlap) {
-        const int ahead = group + 1 < groups ? score_slices : 0, behind = group > 0 ? sum_slices : 0;
-        scored = summed = 0;
-        for (int row = 0; row < rows; ++row) {
-          softmax(tile, blocks, scratch, result, group, row);
-          score(group + 1, scored, ahead * (row + 1) / rows);
-          sum(group - 1, summed, behind * (row + 1) / rows);
-        }
-        continue;
-      }
-      for (int row = 0; row < rows; ++row) softmax(tile, blocks, scratch, result, group, row);
-      summed = scored = 0;
-      sum(group, summed, sum_slices);
-      if (group + 1 < groups) score(group + 1, scored, score_slices);
+    for (int first_row = 0; first_row < tile.rows; first_row += K::kGroupRows) {
+      const int rows = tile.rows - first_row < K::kGroupRows ? tile.rows - first_row : K::kGroupRows;
+      K::score(tile, scratch, blocks, first_row, rows);
+      for (int row = 0; row < rows; ++row) softmax(tile, blocks, scratch, result, first_row, row);
+      K::sum(tile, scratch, blocks, first_row, rows, result.out + first_row * tile.head_dim);
     }
-    summed = 0;
-    if constexpr (K::kOverlap) sum(groups - 1, summed, sum_slices);
-  }
-
-  static float power(float x) {
-    alignas(64) float lanes[V::kLanes];
-    V::store(lanes, V::exp2(V::set1(x)));
-    return lanes[0];
   }
 
   static void merge(int rows, int head_dim, Partial into, Partial next) {
+    alignas(64) float before[kTileRows], keep[kTileRows], take[kTileRows];
+    const F lowest = V::set1(-std::numeric_limits<float>::max());  // -inf - -inf would be NaN
+    for (int r = 0; r < rows; r += V::kLanes) {
+      F first = V::load(into.maximum + r), second = V::load(next.maximum + r), maximum = V::max(first, second);
+      F bounded = V::max(maximum, lowest);
+      F kept = V::exp2(V::sub(first, bounded)), taken = V::exp2(V::sub(second, bounded));
+      V::store(before + r, first);
+      V::store(keep + r, kept);
+      V::store(take + r, taken);
+      V::store(into.maximum + r, maximum);
+      V::store(into.sum + r, V::add(V::mul(V::load(into.sum + r), kept), V::mul(V::load(next.sum + r), taken)));
+    }
     for (int r = 0; r < rows; ++r) {
       float *out = into.out + r * head_dim, *more = next.out + r * head_dim;
       if (next.maximum[r] == kMinusInfinity) continue;
-      if (into.maximum[r] == kMinusInfinity) {
-        into.maximum[r] = next.maximum[r];
-        into.sum[r] = next.sum[r];
+      if (before[r] == kMinusInfinity) {
         std::memcpy(out, more, size_t(head_dim) * 4);
         continue;
       }
-      float maximum = next.maximum[r] > into.maximum[r] ? next.maximum[r] : into.maximum[r];
-      float keep = power(into.maximum[r] - maximum), take = power(next.maximum[r] - maximum);
-      into.maximum[r] = maximum;
-      into.sum[r] = into.sum[r] * keep + next.sum[r] * take;
-      F kept = V::set1(keep), taken = V::set1(take);
+      F kept = V::set1(keep[r]), taken = V::set1(take[r]);
       for (int i = 0; i < head_dim; i += V::kLanes) {
         V::store(out + i, V::fma(V::load(more + i), taken, V::mul(V::load(out + i), kept)));
       }

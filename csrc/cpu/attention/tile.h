@@ -9,7 +9,8 @@
 
 namespace oarlock::cpu {
 
-constexpr int kRowGroup = 16;  // rows whose scores are in the making together
+constexpr int kRowGroup = 16;                  // rows of a tile instruction
+constexpr int kMostGroupRows = 2 * kRowGroup;  // rows whose scores are in the making together
 constexpr int kTileRows = 4 * kRowGroup;
 constexpr int kPartitionBlocks = 4;
 constexpr int kPartitionKeys = kPartitionBlocks * kBlockTokens;
@@ -49,8 +50,8 @@ struct PartitionBlocks {
 // Memory of one thread; all 64-byte aligned.
 struct TileScratch {
   void* queries;        // kTileRows x (head_dim rounded up to 32), in the kernel's own element
-  float* scores;        // [2][kRowGroup][kScoreStride]: of even and odd groups
-  bf16* probabilities;  // [2][kRowGroup][kProbabilityStride]
+  float* scores;        // [kMostGroupRows][kScoreStride]
+  bf16* probabilities;  // [kMostGroupRows][kProbabilityStride]
   bf16* key_tail;       // [16][64][2]
   Partial running, current;
 };

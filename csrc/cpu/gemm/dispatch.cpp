@@ -40,7 +40,8 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
 namespace {
 
 constexpr int64_t kScratch = kWeightScratch + kSums * 4;
-constexpr int64_t kLongK = 2048;  // beyond it, a piece's rows of x do not stay in the L2 cache
+constexpr int64_t kNearRows = 128;  // fewer would not be worth reading the weights once more
+constexpr int64_t kLongK = 2048;    // beyond it, a piece's rows of x do not stay in the L2 cache
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -95,8 +96,8 @@ Activations prepare(ThreadPool& pool, Workspace& workspace, const Tensor& x, con
   if (x.rows * x.cols <= kSerial) {
     kernel.prepare(job, 0, x.rows);
   } else {
-    pool.for_each((x.rows + 15) / 16,
-                  [&](int64_t block, int) { kernel.prepare(job, block * 16, std::min(x.rows, block * 16 + 16)); });
+    pool.for_each_near((x.rows + 15) / 16,
+                       [&](int64_t block, int) { kernel.prepare(job, block * 16, std::min(x.rows, block * 16 + 16)); });
   }
   return a;
 }
@@ -120,6 +121,7 @@ struct Plan {
   Pieces pieces;          // panels, when a piece has up to four
   int64_t deep;           // panels of a piece, otherwise 0
   int64_t count;          // pieces that all panels make
+  bool near = false;      // each thread keeps to its own rows, which its cache then has from the operation before
 
   Plan(const Activations& a, const PackedWeight& w, int threads)
       : chunk(0), chunks(0), pieces(w.panels, threads, w.gated || a.rows > 32), deep(0), count(pieces.count()) {
@@ -129,6 +131,10 @@ struct Plan {
     // Tiles: sums rest between parts of a long k, for kMaxRows rows; otherwise they leave at once, for any number.
     int64_t most = deep_kernel ? (long_k ? kMaxRows : std::min<int64_t>(fitting, 1024)) : std::min<int64_t>(fitting, kMaxRows);
     most = std::max<int64_t>(most, 32);
+    if (deep_kernel && kernel.layout == Layout::bf16 && a.rows > kNearRows) {
+      near = true;
+      most = std::clamp<int64_t>(round_up((a.rows + threads - 1) / threads, 32), kNearRows, kMaxRows);
+    }
     chunks = (a.rows + most - 1) / most;
     chunk = round_up((a.rows + chunks - 1) / chunks, 32);
     chunks = (a.rows + chunk - 1) / chunk;
@@ -148,10 +154,10 @@ void multiply(ThreadPool& pool, Workspace& workspace, const Tensor& out, const T
   Activations a = prepare(pool, workspace, x, *w.kernel);
   Plan plan(a, w, pool.size());
   int64_t items = plan.chunks * plan.count;
-  pool.for_each(items, [&](int64_t item, int thread) {
+  auto piece_of_work = [&](int64_t item, int thread) {
     int64_t row0 = item / plan.count * plan.chunk, piece = item % plan.count;
     int64_t panel = plan.first(piece), last = piece + 1 < plan.count ? plan.first(piece + 1) : w.panels;
-    int64_t next = item + pool.size(), col = (w.gated ? panel / 2 : panel) * kPanel;
+    int64_t next = item + (plan.near ? 1 : pool.size()), col = (w.gated ? panel / 2 : panel) * kPanel;
     Product product;
     product.x = &a;
     product.row0 = row0;
@@ -171,7 +177,8 @@ void multiply(ThreadPool& pool, Workspace& workspace, const Tensor& out, const T
     product.scratch = workspace.thread_scratch(thread);
     product.c = reinterpret_cast<float*>(product.scratch + kWeightScratch);
     w.kernel->product(product);
-  });
+  };
+  plan.near ? pool.for_each_near(items, piece_of_work) : pool.for_each(items, piece_of_work);
 }
 
 }  // namespace

@@ -120,18 +120,14 @@ void few_rows(const Product& job) {
       if (width == 2) expanding_block<kFormat, 2>(job, panel);
       if (width == 1) expanding_block<kFormat, 1>(job, panel);
     }
-    finish(job, 0, job.rows, panel, width, job.c, 64);
+    finish_sums(job, 0, job.rows, panel, width, job.c, 64);
   }
 }
 
-// Brings the lines that a block's results go to, while the block is computed: stores that miss would stop it at its end.
-void claim_output(const Product& job, int row, int rows, int panel) {
-  int64_t bytes = size_of(job.out_dtype), col = (job.gated ? panel / 2 : panel) * kPanel;
-  uint8_t* out = static_cast<uint8_t*>(job.out) + (row * job.out_stride + col) * bytes;
-  for (int i = 0; i < rows; ++i, out += job.out_stride * bytes) {
-    __builtin_prefetch(out, 1);
-    if (bytes == 4) __builtin_prefetch(out + 64, 1);
-  }
+// Whether sums are the result: tiles are then stored where it belongs.
+bool leaves_straight(const Product& job, int panel) {
+  return job.out_dtype == DType::f32 && !job.gated && !job.bias && job.unit == 1 && panel + 2 <= job.panels &&
+         (panel + 2) * kPanel <= job.cols;
 }
 
 // More rows: pairs of panels, whose weights stay close while all rows pass. Sums that wait for the next chunk of k rest in c,
@@ -167,14 +163,16 @@ void many_rows(const Product& job) {
         s.x = job.x->data + (job.row0 + row) * job.x->stride + first * kTile;
         s.c = chunks == 1 ? job.c + (turn++ & 1) * 1024 : job.c + (panel / 2 * kMaxRows + row) * 32;
         int rows = job.rows - row < 32 ? job.rows - row : 32;
-        if (last) claim_output(job, row, rows, panel);
+        const bool straight = last && rows == 32 && leaves_straight(job, panel);
+        s.to = straight ? static_cast<float*>(job.out) + row * job.out_stride + panel * kPanel : s.c;
+        s.to_bytes = straight ? job.out_stride * 4 : 128;
         if (rows > 16) {
           both ? square<2, 2>(s, ahead, finishing) : square<2, 1>(s, ahead, finishing);
         } else {
           both ? square<1, 2>(s, ahead, finishing) : square<1, 1>(s, ahead, finishing);
         }
         finishing.end();
-        if (last) finishing.begin(job, row, rows, panel, 1 + both, s.c, count);
+        if (last && !straight) finishing.begin(job, row, rows, panel, 1 + both, s.c, count);
       }
     }
   }

@@ -30,7 +30,7 @@ void Norm::add_norm(Tensor out, Tensor residual, const Tensor* delta, const floa
   NormKernel kernel = isa_ >= Isa::avx512 ? avx512::add_norm_row : avx2::add_norm_row;
   int64_t rows_an_item = std::max<int64_t>(1, kElementsAnItem / std::max<int64_t>(1, residual.cols));
   int64_t items = (residual.rows + rows_an_item - 1) / rows_an_item;
-  pool_.for_each(items, [&](int64_t item, int) {
+  pool_.for_each_near(items, [&](int64_t item, int) {
     int64_t end = std::min(residual.rows, (item + 1) * rows_an_item);
     for (int64_t r = item * rows_an_item; r < end; ++r) {
       kernel({reinterpret_cast<float*>(row_address(residual, r)), delta ? row_address(*delta, r) : nullptr,

@@ -40,7 +40,7 @@ void Rope::rope_and_cache(Tensor qkv, DType cache_dtype, const AttentionShape& s
   const bool wide = isa_ >= Isa::avx512 && shape.head_dim % 32 == 0;
   const RopeKernel kernel = wide ? avx512::rope_token : avx2::rope_token;
   const int64_t element = size_of(cache_dtype);
-  pool_.for_each((batch.tokens + kTokensAnItem - 1) / kTokensAnItem, [&](int64_t item, int) {
+  pool_.for_each_near((batch.tokens + kTokensAnItem - 1) / kTokensAnItem, [&](int64_t item, int) {
     int end = item_start(batch, int(item + 1) * kTokensAnItem);
     for (int t = item_start(batch, int(item) * kTokensAnItem); t < end; ++t) {
       int64_t block = batch.slots[t] / kBlockTokens;
