@@ -42,6 +42,7 @@ namespace {
 long step_allocations = 0;  // made inside the last submit
 
 constexpr int kVocab = 515, kHidden = 128, kFfn = 192, kLayers = 2, kBlocks = 64, kWidth = 8;
+constexpr int kLength = 400;  // of the text that is compared: more tokens than pass through a layer at once
 
 std::vector<float> random_values(std::mt19937& random, int64_t count, float scale, float mean = 0) {
   std::normal_distribution<float> normal(mean, scale);
@@ -55,7 +56,7 @@ std::unique_ptr<Executor> make_model(DType dtype, WeightFormat format, int threa
   config.layers = kLayers, config.hidden = kHidden, config.heads = 6, config.kv_heads = 2, config.head_dim = 32;
   config.ffn = kFfn, config.vocab = kVocab, config.attention_scale = 0.17677669f, config.qk_norm = true;
   Limits limits;
-  limits.max_tokens = 256, limits.max_sequences = 16, limits.max_rows = 256, limits.max_blocks_per_sequence = kWidth;
+  limits.max_tokens = 512, limits.max_sequences = 16, limits.max_rows = 512, limits.max_blocks_per_sequence = kWidth;
   limits.max_context = kWidth * kBlockTokens;
   std::mt19937 random(7);
   std::vector<float> rotary(size_t(limits.max_context) * 32);
@@ -151,16 +152,16 @@ int check_format(const char* label, DType dtype, WeightFormat format) {
   std::vector<std::vector<int32_t>> texts;
   for (int s = 0; s < 4; ++s) {
     std::vector<int32_t> text;
-    for (int i = 0; i < 201; ++i) text.push_back(int32_t(random() % kVocab));
+    for (int i = 0; i <= kLength; ++i) text.push_back(int32_t(random() % kVocab));
     texts.push_back(text);
   }
   auto alone = make_model(dtype, format, 1), crowd = make_model(dtype, format, 3);
-  auto expected = step(*alone, {{&texts[0], 0, 200, table_from(0)}});
+  auto expected = step(*alone, {{&texts[0], 0, kLength, table_from(0)}});
 
   // The same text in uneven chunks among three others of other lengths, then one token at a time.
   std::vector<std::pair<int32_t, float>> got;
   int done = 0;
-  for (int chunk : {1, 63, 2, 70, 13, 1, 1, 1, 48}) {
+  for (int chunk : {1, 63, 2, 70, 13, 1, 1, 1, 48, 200}) {
     std::vector<Piece> pieces{{&texts[0], done, chunk, table_from(0)}};
     for (int s = 1; s < 4; ++s)
       pieces.insert(s == 2 ? pieces.begin() : pieces.end(), {&texts[size_t(s)], 0, 5 * s + done % 30, table_from(16 * s)});
@@ -173,7 +174,7 @@ int check_format(const char* label, DType dtype, WeightFormat format) {
   for (size_t i = 0; i < expected.size(); ++i)
     different += expected[i].first != got[i].first || std::memcmp(&expected[i].second, &got[i].second, 4) != 0;
 
-  std::vector<Piece> last{{&texts[0], 199, 1, table_from(0)}, {&texts[1], 40, 9, table_from(16)}};
+  std::vector<Piece> last{{&texts[0], kLength - 1, 1, table_from(0)}, {&texts[1], 40, 9, table_from(16)}};
   long allocated = 0;
   for (int repeat = 0; repeat < 20; ++repeat) {
     step(*crowd, last);
