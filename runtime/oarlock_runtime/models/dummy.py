@@ -19,11 +19,12 @@ from oarlock_runtime.models.families import spec_from_config
 from oarlock_runtime.models.fields import Fields
 from oarlock_runtime.models.presets import read_config
 from oarlock_runtime.models.random import tensor_scale
-from oarlock_runtime.models.random_tokenizer import HF_FILES, made_tokenizer
+from oarlock_runtime.models.random_tokenizer import made_tokenizer
 from oarlock_runtime.models.spec import tensor_shapes
 from oarlock_runtime.models.tensors import MappedFile, TensorRef, from_bf16, to_bf16
 from oarlock_runtime.models.tokenizer import Tokenizer, load_tokenizer
 from oarlock_runtime.models.tokenizer_gguf import from_metadata
+from oarlock_runtime.models.tokenizer_hf import FILES
 
 PERIOD = (1 << 22) - 3  # odd and not near a multiple of any width, so that rows differ
 
@@ -83,7 +84,7 @@ def open_dummy(name: Path | str, seed: int = 0) -> Checkpoint:
 def dummy_tokenizer(name: Path | str) -> Tokenizer:
     """The tokenizer beside the config.json, or a byte-level one where there is none."""
     path = Path(name).expanduser()
-    if path.is_dir() and any((path / file).exists() for file in HF_FILES):
+    if path.is_dir() and any((path / file).exists() for file in FILES):
         return load_tokenizer(path)
     config = read_config(str(name))
     _, spec = spec_from_config(config)

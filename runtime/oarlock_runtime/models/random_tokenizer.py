@@ -25,7 +25,7 @@ from oarlock_runtime.models.tokenizer_gguf import (
     USER_DEFINED,
     from_metadata,
 )
-from oarlock_runtime.models.tokenizer_hf import TEMPLATE_FILE, TOKENIZER, TOKENIZER_CONFIG, from_directory
+from oarlock_runtime.models.tokenizer_hf import FILES, TOKENIZER, TOKENIZER_CONFIG, from_directory
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SMALLEST_VOCAB = len(SPECIAL) + 256
@@ -33,7 +33,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-HF_FILES = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE_FILE, "tokenizer.model", "special_tokens_map.json")
 
 
 def made_tokenizer(vocab: int) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def write_tokenizer(directory: Path, values: dict[str, Any]) -> None:
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copies a Hugging Face directory's tokenizer files."""
-    for name in HF_FILES:
+    for name in FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, directory / name)
 

@@ -3,6 +3,7 @@
 Runs in the server process, at its start, so it is made to be quick.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def string_list(fields: Fields, name: str) -> list[str]:
 
 def piece_backend(tokens: list[str], scores: list[Any], types: list[int], spaced: bool) -> Backend:
     """SentencePiece BPE over pieces with scores; `spaced` puts a space before every text."""
+    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    model = BPE(vocab, piece_merges(tokens, scores, types), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    backend = Backend(model)
+    dress_pieces(backend, spaced)
+    return backend
+
+
+def piece_merges(tokens: list[str], scores: list[Any], types: list[int]) -> list[tuple[str, str]]:
+    """The merges that make every piece, in the order in which SentencePiece would take them."""
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     # SentencePiece joins the pair whose result scores best; the equivalent list of merges is every way to cut every
     # piece in two pieces, best result first.
@@ -100,16 +111,17 @@ def piece_backend(tokens: list[str], scores: list[Any], types: list[int], spaced
                 cuts.append((left, right))
         merges += [(-scores[token_id], left, right) for left, right in sorted(cuts)]
     merges.sort(key=lambda merge: merge[0])
-    pairs = [(tokens[left], tokens[right]) for _, left, right in merges]
-    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
-    backend = Backend(BPE(vocab, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    return [(tokens[left], tokens[right]) for _, left, right in merges]
+
+
+def dress_pieces(backend: Backend, spaced: bool, before: Sequence[Any] = ()) -> None:
+    """Spells spaces as SentencePiece does, after the normalizers `before`; `spaced` puts one before every text."""
     spaces: list[Any] = [normalizers.Prepend("\u2581")] if spaced else []
-    backend.normalizer = normalizers.Sequence([*spaces, normalizers.Replace(" ", "\u2581")])
+    backend.normalizer = normalizers.Sequence([*before, *spaces, normalizers.Replace(" ", "\u2581")])
     strip = [decoders.Strip(" ", 1, 0)] if spaced else []
     backend.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    return backend
 
 
 def add_special_tokens(backend: Backend, tokens: list[str], types: list[int]) -> None:

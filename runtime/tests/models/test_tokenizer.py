@@ -239,8 +239,8 @@ def test_a_sentencepiece_model_is_read(tmp_path: Path) -> None:
     assert tokenizer.encode("the cat\u00e9") == from_header.encode("the cat\u00e9")
     assert tokenizer.encode("<tool>")[-1] == len(PIECES + WORDS)
     assert tokenizer.render_chat([{"role": "user", "content": "x"}]) == "<s>x"
-    (tmp_path / "tokenizer.model").write_bytes(content + message((2, message((3, 1)))))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: unigram models are not supported"):
+    (tmp_path / "tokenizer.model").write_bytes(content + message((2, message((3, 3)))))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: word models are not supported"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(content[:-3])
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: is damaged"):
