@@ -43,6 +43,7 @@ class UcxComm final : public MemberComm {
 
   const std::string& address() const override { return address_; }
   void connect(const std::vector<std::string>& addresses, const std::vector<std::string>& names) override;
+  void set_time_limit(double seconds) override { time_limit_ = seconds; }
 
   int rank() const override { return rank_; }
   int world() const override { return world_; }
@@ -80,7 +81,7 @@ class UcxComm final : public MemberComm {
 
   const UcxLibrary& ucx_;
   const int rank_, world_;
-  const double time_limit_;
+  double time_limit_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_ = -1;

@@ -17,6 +17,8 @@ class MemberComm : public Comm {
   virtual const std::string& address() const = 0;
   // addresses and names by rank; a name is what errors call the peer. Proves every connection with a barrier.
   virtual void connect(const std::vector<std::string>& addresses, const std::vector<std::string>& names) = 0;
+  // From the next call on.
+  virtual void set_time_limit(double seconds) = 0;
 };
 
 // time_limit: seconds that a call may wait for a peer. library: the file of libucp, or empty for the system's. DeviceError

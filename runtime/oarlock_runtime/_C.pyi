@@ -25,6 +25,9 @@ class Comm:
     def connect(self, addresses: list[bytes], names: list[str]) -> None:
         """Addresses of all ranks in order, and what errors call them; returns when all are connected."""
 
+    def set_time_limit(self, seconds: float) -> None:
+        """How long a call waits for a peer, from the next one on."""
+
     def all_reduce(self, values: npt.NDArray[np.float32]) -> None:
         """Sums over ranks in place."""
 

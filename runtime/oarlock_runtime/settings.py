@@ -144,6 +144,31 @@ class Settings:
         128, "requests that may wait; more get 429", env=("MAX_CACHED_TASK_NUM",), low=1, high=1 << 20
     )
 
+    # One model over several processes and hosts
+    nnodes: int = _setting(1, "hosts that one model is split over", env=("MP_NNODE",), low=1, high=64)
+    ranks: int = _setting(
+        0,
+        "processes that one model is split over, on all hosts together",
+        env=("MP_NUM",),
+        zero="nnodes",
+        low=0,
+        high=512,
+    )
+    pod_ips: str = _setting("", "addresses of all hosts, separated by commas, the same on each", env=("POD_IPS",))
+    pod_0_ip: str = _setting("", "address of the host that answers clients, one of pod_ips", env=("POD_0_IP",))
+    host_ip: str = _setting("", "this host's address, one of pod_ips", env=("HOST_IP",))
+    group_port: int = _setting(
+        8813,
+        "port at pod_0_ip where the hosts find each other",
+        env=("INFER_QUEUE_PORT", "INTER_QUEUE_PORT", "INTER_PROC_PORT"),
+        low=1,
+        high=65535,
+    )
+    formation_timeout: float = _setting(
+        600.0, "longest time for all processes of a split model to come together", unit="seconds", low=1, high=86400
+    )
+    group_epoch: str = _setting("", "which formation of the hosts this is; those of another are refused")
+
     # The network
     host: str = _setting("127.0.0.1", "address to listen on, for all ports")
     port: int = _setting(

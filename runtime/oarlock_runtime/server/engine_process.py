@@ -4,6 +4,7 @@ One thread steps; another waits for the supervisor's words. The heartbeat is sen
 stops when the loop does.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -17,25 +18,18 @@ import msgspec
 
 from oarlock_runtime.engine.config import EngineConfig
 from oarlock_runtime.engine.engine import Engine
-from oarlock_runtime.engine.executor import (
-    CoreExecutor,
-    ExecutorOptions,
-    batched_tokens,
-    load_executor,
-    usable_threads,
-)
-from oarlock_runtime.engine.plan import BLOCK_TOKENS
+from oarlock_runtime.engine.executor import CoreExecutor, batched_tokens, usable_threads
+from oarlock_runtime.engine.ranks import Ranks
 from oarlock_runtime.engine.request import NAME_IN_USE, TokenFilter
 from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.messages import AbortRequests, AddRequest, EngineReady
 from oarlock_runtime.ipc.sockets import IDLE_SECONDS, EngineSocket, request_of
-from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
-from oarlock_runtime.models.dummy import dummy_tokenizer, open_dummy
-from oarlock_runtime.models.loading import LoadProgress
+from oarlock_runtime.models.dummy import dummy_tokenizer
 from oarlock_runtime.models.tokenizer import load_tokenizer
 from oarlock_runtime.server.control import Control
 from oarlock_runtime.server.floor import FloorMeter
-from oarlock_runtime.server.paddle.block_plan import BlockPlan
+from oarlock_runtime.server.model_load import context_of, join_ranks, load_model, open_model
+from oarlock_runtime.server.place import peer_limit, place_of
 from oarlock_runtime.server.process import run
 from oarlock_runtime.server.warmup import warm_up
 from oarlock_runtime.settings import Settings
@@ -45,16 +39,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("oarlock.engine")
 BEAT_SECONDS = 0.5
+FOLLOWER_BEAT_SECONDS = 1.0
 GRAMMARS_SECONDS = 5.0  # for the tables of the vocabulary, which a request may come too early for
 
 
 def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
-    if settings.load_format == "dummy":
-        checkpoint = open_dummy(settings.model)
-    else:
-        checkpoint = open_checkpoint(settings.model, settings.paddle_packing)
-    context = _context(settings, checkpoint.spec.max_context)
-    executor = _load(checkpoint, settings, control, context)
+    checkpoint = open_model(settings)
+    context = context_of(settings, checkpoint.spec.max_context)
+    ranks = join_ranks(settings, checkpoint, place_of(settings), 0, control)
+    executor = load_model(settings, checkpoint, context, control, ranks)
     config = EngineConfig(
         vocab=checkpoint.spec.vocab,
         max_context=executor.max_context,
@@ -94,8 +87,14 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         meter = FloorMeter(Path(settings.cache_dir), settings.threads or usable_threads())
     with EngineSocket(Path(settings.run_dir), ready) as socket:
         control.send("ready", **msgspec.structs.asdict(ready))
+        followers = None
+        if ranks is not None:
+            followers = _Followers(executor, ranks, peer_limit(settings))
         try:
-            _loop(engine, socket, _Pulse(control, meter), stop)
+            _loop(engine, socket, _Pulse(control, meter), stop, followers)
+        except ConnectionError as error:  # another rank
+            socket.fail(str(error))
+            raise OarlockError(str(error)) from error
         except Exception as error:
             socket.fail(f"{type(error).__name__}: {error}")
             raise
@@ -124,43 +123,6 @@ def _schema_compiler(settings: Settings, config: EngineConfig) -> Callable[[str]
     return compile_schema
 
 
-def _context(settings: Settings, longest: int) -> int:
-    """Tokens of a sequence. What PaddleNLP's environment or export says is only a limit to the model's own."""
-    source = settings.sources.get("max_context")
-    if settings.max_context > longest and source in ("MAX_SEQ_LEN", "config.json"):
-        _log.warning("%s: %d tokens are clamped to the model's %d", source, settings.max_context, longest)
-        return longest
-    return settings.max_context or longest
-
-
-def _load(checkpoint: Checkpoint, settings: Settings, control: Control, context: int) -> CoreExecutor:
-    plan = BlockPlan.of(settings, context)
-
-    def report(progress: LoadProgress) -> None:
-        control.send("loading", what="loading weights", share=progress.done / max(progress.total, 1))
-
-    options = ExecutorOptions(
-        device=settings.device,
-        dtype=settings.dtype,
-        quantization=settings.quantization,  # type: ignore[arg-type]  # one of its choices, checked by settings.py
-        threads=settings.threads or usable_threads(),
-        max_sequences=settings.max_sequences,
-        max_context=context,
-        max_batched_tokens=settings.max_batched_tokens,
-        kv_blocks=settings.kv_blocks or (plan.pool(BLOCK_TOKENS) if plan else 0),
-        kv_setting="BLOCK_BS" if plan and not settings.kv_blocks else "",
-        kv_memory=settings.kv_memory,
-        kv_memory_share=settings.kv_memory_share,
-        batch_invariant=settings.batch_invariant,
-        graphs=settings.cuda_graphs,
-        overlap=settings.overlap,
-    )
-    try:
-        return load_executor(checkpoint, options, report)
-    except (ValueError, RuntimeError) as error:  # from the core, which knows no OarlockError
-        raise OarlockError(f"{settings.model}: {error}") from error
-
-
 def _warm_up(
     executor: CoreExecutor, config: EngineConfig, settings: Settings, control: Control, stop: threading.Event
 ) -> None:
@@ -186,7 +148,13 @@ def _listen(control: Control, stop: threading.Event) -> None:
     stop.set()
 
 
-def _loop(engine: Engine, socket: EngineSocket, pulse: "_Pulse", stop: threading.Event) -> None:
+def _loop(
+    engine: Engine,
+    socket: EngineSocket,
+    pulse: "_Pulse",
+    stop: threading.Event,
+    followers: "_Followers | None" = None,
+) -> None:
     names = _Names(engine)
     while not stop.is_set():
         for message in socket.receive(0 if engine.has_work else IDLE_SECONDS):
@@ -197,9 +165,37 @@ def _loop(engine: Engine, socket: EngineSocket, pulse: "_Pulse", stop: threading
         output = engine.step()
         if output is not None:
             socket.send(output)
+        if followers is not None:
+            followers.beat(engine.stats().steps_total)
         socket.beat(engine.stats)
         pulse.beat(engine)
     socket.send(engine.abort_all())
+    if followers is not None:
+        followers.stop()
+
+
+class _Followers:
+    """The other ranks of a split model: every step proves that they are there, and where there is none, a beat."""
+
+    def __init__(self, executor: CoreExecutor, ranks: Ranks, silence: float) -> None:
+        self._executor = executor
+        self._steps = -1
+        self._last = time.monotonic()
+        executor.beat()  # they may have been ready before us; from now on we are prompt
+        ranks.comm.set_time_limit(silence)
+
+    def beat(self, steps: int) -> None:
+        """ConnectionError when one is lost. `steps`: how many there have been."""
+        now = time.monotonic()
+        if steps != self._steps:
+            self._steps, self._last = steps, now
+        elif now - self._last >= FOLLOWER_BEAT_SECONDS:
+            self._last = now
+            self._executor.beat()
+
+    def stop(self) -> None:
+        with contextlib.suppress(ConnectionError):  # they may have been told themselves
+            self._executor.stop_followers()
 
 
 def _add(engine: Engine, socket: EngineSocket, names: "_Names", message: AddRequest) -> None:

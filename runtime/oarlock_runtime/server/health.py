@@ -14,9 +14,11 @@ from enum import Enum
 from oarlock_runtime.server.child import Child
 from oarlock_runtime.server.light_http import Page
 from oarlock_runtime.server.metrics import Family
+from oarlock_runtime.server.place import place_of, silence_limit
 from oarlock_runtime.settings import Settings
 
 LIVE_BEATS = 6  # heartbeat_seconds of silence after which the server should be restarted
+HANGS = (3, "infer engine hangs")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -32,7 +34,9 @@ class Health:
 
     def __init__(self, settings: Settings) -> None:
         self.state = State.LOADING
-        self._patience = settings.heartbeat_seconds
+        split = place_of(settings).split
+        # Seconds that a process may be silent and still count as ready.
+        self._patience = silence_limit(settings) if split else settings.heartbeat_seconds
         self._strict = settings.strict_paddle  # live is ready, as in PaddleNLP's server
         self._children: list[Child] = []
         self._started = time.time()
@@ -46,6 +50,12 @@ class Health:
         now = time.monotonic()
         return max((now - child.last_beat for child in self._children), default=0.0)
 
+    def hung_ranks(self) -> list[Child]:
+        """The processes that compute and have been silent for longer than they may be."""
+        now = time.monotonic()
+        ranks = [child for child in self._children if not child.name.startswith("server")]
+        return [child for child in ranks if now - child.last_beat > self._patience]
+
     def problem(self, *, live: bool) -> tuple[int, str] | None:
         """PaddleNLP's error code and message, or None when all is well."""
         live = live and not self._strict
@@ -54,7 +64,7 @@ class Health:
         if self.state is not State.SERVING and not live:
             return 1, "server is not ready"
         if self.silence() > self._patience * (LIVE_BEATS if live else 1):
-            return 3, "infer engine hangs"
+            return HANGS
         return None
 
     def pages(self) -> dict[str, Page]:

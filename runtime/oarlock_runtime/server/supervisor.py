@@ -17,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,6 +30,7 @@ from oarlock_runtime.server.log_files import LogFiles, Reporter
 from oarlock_runtime.server.metrics import Family, engine_families, merge, page
 from oarlock_runtime.server.paddle.config_keys import applied, read_config
 from oarlock_runtime.server.paddle.series import paddle_families, renamed
+from oarlock_runtime.server.place import Place, place_of
 from oarlock_runtime.server.ports import address_of, hold, listen
 from oarlock_runtime.settings import Settings
 
@@ -37,6 +38,7 @@ _PACKAGE = "oarlock_runtime.server"
 _STOP_SECONDS = 5.0  # for a child that was told to end
 _FAREWELL_SECONDS = 1.0  # for servers to tell their clients that the engine is gone
 _SCRAPE_SECONDS = 1.0
+_WATCH_SECONDS = 0.5
 
 
 class PlainReporter:
@@ -63,13 +65,16 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
         raise SettingError("no model is given: say `--model PATH`, or set MODEL_DIR")
     if not settings.port and not settings.grpc_port:
         raise SettingError("--port and --grpc-port are both off; nobody could call")
+    place = place_of(settings)
+    leads = place.node == 0  # only the host of rank 0 answers clients
+    ports = (("health_port", 1), ("metrics_port", 1), ("port", settings.server_processes if leads else 0))
     with contextlib.ExitStack() as stack:
         reporter = _reporter(settings, reporter, stack)
         sockets = [
             [stack.enter_context(one) for one in listen(settings, name, share)] if getattr(settings, name) else []
-            for name, share in (("health_port", 1), ("metrics_port", 1), ("port", settings.server_processes))
+            for name, share in ports
         ]
-        if settings.grpc_port:
+        if settings.grpc_port and leads:
             stack.enter_context(hold(settings, "grpc_port"))
         reporter.line("configuration (name, value, source):")
         for line in settings.effective():
@@ -79,7 +84,7 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
             stack.callback(shutil.rmtree, made, ignore_errors=True)
             settings = replace(settings, run_dir=made)
         os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
-        return asyncio.run(_Supervisor(settings, reporter, started).run(*sockets))
+        return asyncio.run(_Supervisor(settings, place, reporter, started).run(*sockets))
 
 
 def _reporter(settings: Settings, given: Reporter | None, stack: contextlib.ExitStack) -> Reporter:
@@ -97,8 +102,9 @@ class _FailedError(OarlockError):
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, reporter: Reporter, started: float) -> None:
+    def __init__(self, settings: Settings, place: Place, reporter: Reporter, started: float) -> None:
         self._settings = settings
+        self._place = place
         self._report = reporter
         self._started = started
         self._health = Health(settings)
@@ -107,6 +113,7 @@ class _Supervisor:
         self._last_signal = 0
         self._changed = asyncio.Event()  # a child told something or ended, or a signal came
         self._idle: set[Child] = set()
+        self._left: set[Child] = set()  # workers whose rank 0 has ended
         self._scrapes: dict[int, _Scrape] = {}
         self._last_scrape = 0
 
@@ -137,8 +144,12 @@ class _Supervisor:
         deadline = self._started + self._settings.start_timeout
         settings = self._settings = self._with_model_config(await self._fetched(deadline))
         first = {"settings": settings.to_json()}
-        self._start("engine", "engine_process", first)
-        for index in range(settings.server_processes):
+        for rank in self._place.local_ranks:
+            if rank == 0:
+                self._start("engine", "engine_process", first)
+            else:
+                self._start(f"rank-{rank}", "worker_process", {**first, "rank": rank})
+        for index in range(settings.server_processes if self._place.node == 0 else 0):
             name = "server" if settings.server_processes == 1 else f"server-{index}"
             words: dict[str, Any] = {**first, "name": name}
             if api:
@@ -153,10 +164,19 @@ class _Supervisor:
                 raise _FailedError(f"not ready after {self._settings.start_timeout:g} s: {late}")
             self._health.serve(self._children)
             self._announce(settings)
-            await self._wait(lambda: False, None)
-        return await self._drain()
+            async with self._watch():
+                await self._wait(self._all_left, None)
+        return await (self._drain() if self._place.node == 0 else self._follow_to_the_end())
 
     def _announce(self, settings: Settings) -> None:
+        seconds = time.monotonic() - self._started
+        if self._place.node > 0:
+            ranks = ", ".join(map(str, self._place.local_ranks))
+            self._report.line(
+                f"Oarlock is ready: rank {ranks} of {self._place.world}; {self._place.addresses[0]} answers clients, "
+                f"in {seconds:.1f} s"
+            )
+            return
         facts = self._children[0].facts
         self._report.line(
             f"weights {facts['weight_bytes'] / 1e6:.0f} MB, KV cache {facts['kv_bytes'] / 1e6:.0f} MB "
@@ -224,6 +244,8 @@ class _Supervisor:
                 return
             case "idle":
                 self._idle.add(child)
+            case "left":
+                self._left.add(child)
             case "metrics":
                 scrape = self._scrapes.get(message["number"])
                 if scrape is not None:
@@ -268,9 +290,31 @@ class _Supervisor:
                     if not failing and self._signals < 2:
                         self._check(ends_well)
 
+    @contextlib.asynccontextmanager
+    async def _watch(self) -> AsyncIterator[None]:
+        """Of a split model: a rank that hangs ends the server, because the others can do nothing without it."""
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(_WATCH_SECONDS)
+                if self._health.hung_ranks():
+                    self._changed.set()
+
+        watch = asyncio.create_task(look()) if self._place.split else None
+        try:
+            yield
+        finally:
+            if watch is not None:
+                watch.cancel()
+
     def _check(self, ends_well: Child | None) -> None:
+        if self._place.split and (hung := self._health.hung_ranks()):
+            for child in hung:
+                child.kill()
+            raise _FailedError(f"{', '.join(child.name for child in hung)} has been silent for too long")
         for child in self._children:
-            if child.exit_status is not None and not (child is ends_well and child.exit_status == 0):
+            well = child is ends_well or child in self._left
+            if child.exit_status is not None and not (well and child.exit_status == 0):
                 said = "".join(f"\n  {child.name}: {line}" for line in child.tail)
                 raise _FailedError(child.reason() + (f"; its last words:{said}" if said and not child.error else ""))
 
@@ -292,10 +336,26 @@ class _Supervisor:
         self._report.line("stopped")
         return 0
 
+    def _all_left(self) -> bool:
+        """Whether rank 0, on another host, has dismissed all ranks of this one."""
+        return self._place.node > 0 and self._left.issuperset(self._children)
+
+    async def _follow_to_the_end(self) -> int:
+        """A host without rank 0: goes on until that has answered its clients, or the time for it is over."""
+        if self._signals < 2 and not self._all_left():
+            seconds = self._settings.drain_seconds
+            self._report.line(f"stopping: rank 0 has {seconds:g} s to finish its requests")
+            await self._wait(self._all_left, seconds)
+        if self._signals > 1:
+            self._report.line("stopped at once by a second signal")
+            return 128 + self._last_signal
+        self._report.line("stopped: rank 0 has ended" if self._all_left() else "stopped")
+        return 0
+
     async def _end_all(self) -> None:
-        """Servers first (they tell their clients), then the engine; whoever doesn't leave is killed."""
+        """Servers first (they tell their clients), then the engine, then ranks; whoever doesn't leave is killed."""
         self._health.state = State.FAILED if self._health.state is State.FAILED else State.DRAINING
-        for prefix in ("server", ""):
+        for prefix in ("server", "engine", ""):
             leaving = self._alive(prefix)
             for child in leaving:
                 child.control.send("stop")

@@ -1,0 +1,72 @@
+"""One model over two hosts, as processes on this machine's loopback addresses: it serves, fails and ends as one."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from support.served import START_SECONDS, Served, alive, free_ports, until
+
+HEARTBEAT = 5
+
+
+@contextmanager
+def split(model: Path, cache: Path) -> Iterator[list[Served]]:
+    """Both hosts, the second started first; rank 0's is the first of the list."""
+    group = ["--nnodes", "2", "--pod-ips", "127.0.0.1,127.0.0.2", "--pod-0-ip", "127.0.0.1"]
+    group += ["--group-port", str(free_ports(1)[0]), "--heartbeat-seconds", str(HEARTBEAT)]
+    hosts = [Served(model, cache, *group, "--host-ip", f"127.0.0.{number}") for number in (2, 1)][::-1]
+    try:
+        for host in hosts:
+            host.wait_ready()
+        yield hosts
+    finally:
+        for host in hosts:
+            host.process.kill()
+            host.wait()
+
+
+def complete(host: Served, tokens: int) -> httpx.Response:
+    body = {"prompt": "one two", "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    return httpx.post(host.url + "/v1/completions", json=body, timeout=START_SECONDS)
+
+
+def test_two_hosts_answer_and_leave_together(tiny_model: Path, tmp_path: Path) -> None:
+    with split(tiny_model, tmp_path) as (first, second):
+        assert complete(first, 20).json()["usage"]["completion_tokens"] == 20
+        assert [host.health("ready") for host in (first, second)] == [0, 0]
+        assert set(second.children()) == {"worker_process"}
+        with pytest.raises(httpx.TransportError):
+            httpx.get(second.url + "/v1/models", timeout=5)
+        assert "rank 1 of 2; 127.0.0.1 answers clients" in second.output
+        second.signal(signal.SIGTERM)  # goes on until rank 0 has finished
+        until(lambda: "rank 0 has 30 s to finish its requests" in second.output)
+        assert complete(first, 5).status_code == 200
+        first.signal(signal.SIGTERM)
+        assert [host.wait() for host in (first, second)] == [0, 0]
+        assert "stopped: rank 0 has ended" in second.output
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", ["engine_process", "worker_process"])
+def test_a_rank_that_fails_ends_all(tiny_model: Path, tmp_path: Path, victim: str, sent: signal.Signals) -> None:
+    with split(tiny_model, tmp_path) as hosts:
+        pids = {name: pid for host in hosts for name, pid in host.children().items()}
+        answers: list[httpx.Response] = []
+        caller = threading.Thread(target=lambda: answers.append(complete(hosts[0], 400)))
+        caller.start()
+        until(lambda: hosts[0].metric("oarlock_requests_running") > 0)
+        os.kill(pids[victim], sent)
+        assert [host.wait(3 * HEARTBEAT) for host in hosts] == [1, 1]
+        caller.join(START_SECONDS)
+        assert answers and answers[0].status_code in (200, 500, 503)
+        told = "".join(host.output for host in hosts)
+        if sent is signal.SIGSTOP:
+            assert "has been silent for" in told
+        else:
+            assert "was killed by signal 9" in told and "is lost" in told
+        assert not any(alive(pid) for pid in pids.values())
