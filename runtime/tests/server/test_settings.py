@@ -79,7 +79,7 @@ def test_secrets_are_masked_and_sources_shown() -> None:
     lines = load("--api-key", "s3cret", OARLOCK_THREADS="2").effective()
     assert not any("s3cret" in line for line in lines)
     assert any(line.startswith("threads ") and "OARLOCK_THREADS" in line for line in lines)
-    assert len(lines) == len(DESCRIPTIONS) <= 60
+    assert len(lines) == len(DESCRIPTIONS) <= 80
 
 
 def test_settings_travel_to_the_processes_as_json() -> None:
