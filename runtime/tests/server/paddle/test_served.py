@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -123,10 +124,13 @@ client.close()
 
 @pytest.fixture(scope="module")
 def running(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Two server processes, warmed up, with a pool counted as PaddleNLP does."""
+    """Two server processes, warmed up, with a pool counted as PaddleNLP does and keys of an export."""
     cache = tmp_path_factory.mktemp("cache")
+    model = shutil.copytree(tiny_model, cache / "exported")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "infer_model_max_seq_len": 448}))
     flags = ["--server-processes", "2", "--warmup", "--max-sequences", "4", "--max-output-tokens", "128"]
-    with served(tiny_model, cache, *flags, "--block-bs", "3.5", "--max-prefill-batch", "2") as server:
+    with served(model, cache, *flags, "--block-bs", "3.5", "--max-prefill-batch", "2") as server:
         yield server
 
 
@@ -205,7 +209,7 @@ def test_the_five_series_and_fastdeploys_names(running: Served) -> None:
     until(lambda: running.metric('inference_server_metrics{batch_size="batch_size"}') == 0)
     assert running.metric('inference_server_metrics{max_batch_size="max_batch_size"}') == 4
     most = running.metric('inference_server_metrics{max_block_num="max_block_num"}')
-    total = int(3.5 * 8)
+    total = int(3.5 * 7)
     assert most == int(total * 0.75) and running.metric("oarlock_kv_blocks") == total
     until(lambda: running.metric('inference_server_metrics{block_num="block_num"}') == most)
     assert running.metric('inference_server_metrics{available_resource="available_resource"}') == 1
@@ -224,6 +228,13 @@ def test_the_five_series_and_fastdeploys_names(running: Served) -> None:
     ):
         assert re.search(rf"^{name}[{{ ]", page, re.MULTILINE), name
     assert 'oarlock_requests_total{endpoint="private_http",outcome="200"}' in page
+
+
+@pytest.mark.conformance(6)
+def test_the_keys_of_the_export_are_told(running: Served) -> None:
+    assert re.search(r"max_context +448 tokens +\(config\.json\)", running.output)
+    error = httpx.post(running.url + PATH, json={"input_ids": [5] * 448}, timeout=60).json()
+    assert error["error_msg"] == "Input text is too long, input_ids_len (448) + min_dec_len (1) >= max_seq_len "
 
 
 @pytest.mark.conformance(36)
