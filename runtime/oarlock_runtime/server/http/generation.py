@@ -258,6 +258,8 @@ def _sampling(
             f"{limits.max_choices}",
         )
     given: dict[str, Any] = {key: value for key in _SAMPLING if (value := getattr(fields, key)) is not None}
+    if given.get("top_p") == 0:  # of the most likely tokens, no more than the first
+        given |= {"top_p": 1.0, "temperature": 0.0}
     if fields.response_format is not None:
         given["json_schema"] = _json_schema(fields, fields.response_format)
     stops = tuple(fields.stop_token_ids or ())

@@ -32,7 +32,7 @@ UNKNOWN_MODEL: dict[int | str, dict[str, Any]] = {404: {"description": _STATUSES
 # What the fields' types don't say. generation.py and SamplingParams.validate enforce it; a test compares.
 BOUNDS: dict[str, dict[str, float]] = {
     "temperature": {"minimum": 0, "maximum": 100},
-    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "top_p": {"minimum": 0, "maximum": 1},
     "top_k": {"minimum": -1, "maximum": (1 << 31) - 1},
     "min_p": {"minimum": 0, "maximum": 1},
     "repetition_penalty": {"exclusiveMinimum": 0, "maximum": 100},

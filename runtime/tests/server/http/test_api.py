@@ -288,7 +288,7 @@ def test_sampling_reaches_the_engine(client: Any, api: ScriptedApi) -> None:
         ({"prompt": "a", "n": 5}, "n", "from 1 to 4"),
         ({"prompt": "a", "best_of": 2}, "best_of", "equal to n"),
         ({"prompt": "a", "temperature": -0.1}, "temperature", "-0.1"),
-        ({"prompt": "a", "top_p": 0}, "top_p", "above 0"),
+        ({"prompt": "a", "top_p": -0.1}, "top_p", "above 0"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
         ({"prompt": "a", "logit_bias": {"512": 1}}, "logit_bias", "512"),
         ({"prompt": "a", "stop": [""]}, "stop", "stop[0]"),
@@ -332,6 +332,14 @@ def test_completions_that_cannot_be_served(api: ScriptedApi, body: dict[str, Any
 def test_chats_that_cannot_be_served(api: ScriptedApi, body: dict[str, Any], field: str, words: str) -> None:
     error = refused(api, body, path="/v1/chat/completions")
     assert error["param"] == field and words in error["message"]
+
+
+@pytest.mark.conformance(17)
+@pytest.mark.parametrize("fields", [{"temperature": 0}, {"top_p": 0}, {"top_p": 0, "temperature": 2}])
+def test_zero_is_greedy(client: Any, api: ScriptedApi, fields: dict[str, Any]) -> None:
+    client.completions.create(model="default", prompt="a", **fields)
+    client.chat.completions.create(model="default", messages=USER, **fields)
+    assert [sampling.temperature for _, sampling in api.client.added] == [0, 0]
 
 
 @pytest.mark.conformance(15)
