@@ -14,7 +14,7 @@ from oarlock_runtime.errors import OarlockError
 from oarlock_runtime.models.errors import SourceError
 from oarlock_runtime.models.sources import FetchLimits
 from oarlock_runtime.models.sources.download import Downloader
-from oarlock_runtime.models.sources.paddle import BASE_URL, TAG, PaddleAddress, fetch_paddle, server_of
+from oarlock_runtime.models.sources.paddle import BASE_URL, TAG, PaddleAddress, fetch_paddle, is_to_check, server_of
 from oarlock_runtime.models.sources.paddle_catalogue import CATALOGUE, DRAFT, Host, part_for
 from oarlock_runtime.models.sources.progress import Meter
 
@@ -59,8 +59,7 @@ def _fetch(address: PaddleAddress, folder: Path, limits: FetchLimits) -> None:
         entry.locked(limits.lock_s, lambda: print(f"waiting for another download into {folder}", flush=True)),
         Downloader(limits, Meter(progress)) as downloader,
     ):
-        check = os.environ.get("MD5_CHECK", "") == "1"
-        fetch_paddle(address, entry, downloader, check_present=check, told=_tell)
+        fetch_paddle(address, entry, downloader, check_present=is_to_check(os.environ), told=_tell)
 
 
 def _tell(what: str, error: SourceError | None) -> None:

@@ -4,6 +4,7 @@
 the network.
 """
 
+import os
 from pathlib import Path
 
 from oarlock_runtime.models.checkpoint import model_file
@@ -65,9 +66,9 @@ def _fetch(scheme: str, uri: str, entry: CacheEntry, limits: FetchLimits, meter:
 
             return fetch_hub(uri, entry, downloader)
         if scheme == "paddle":
-            from oarlock_runtime.models.sources.paddle import PaddleAddress, fetch_paddle
+            from oarlock_runtime.models.sources.paddle import PaddleAddress, fetch_paddle, is_to_check
 
-            return fetch_paddle(PaddleAddress.of(uri), entry, downloader)
+            return fetch_paddle(PaddleAddress.of(uri), entry, downloader, check_present=is_to_check(os.environ))
         from oarlock_runtime.models.sources.web import fetch_web
 
         return fetch_web(uri, entry, downloader)

@@ -65,6 +65,11 @@ def server_of(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in given.items() if text}
 
 
+def is_to_check(environ: Mapping[str, str]) -> bool:
+    """Whether MD5_CHECK asks to check files that are there already."""
+    return environ.get("MD5_CHECK", "").strip() == "1"
+
+
 def fetch_paddle(
     address: PaddleAddress,
     entry: CacheEntry,

@@ -1,6 +1,7 @@
 """Whatever bytes come: each call is answered, with PaddleNLP's words or the protocol's, and the next one is served."""
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,3 +132,62 @@ def test_any_payload_is_answered(hostile: tuple[ScriptedApi, grpc.Channel], payl
 def test_any_bytes_are_answered(hostile: tuple[ScriptedApi, grpc.Channel], message: bytes) -> None:
     assert infer(hostile[1], message)[0] in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
     assert len(stream(hostile[1], [message])) == 1
+
+
+SCALARS = (None, True, False, 0, 1, -1, 7, 512, 1 << 40, 1 << 70, 0.5, -0.5, 1e300, "", "a", "user", "\ud800", [], {})
+
+
+def random_payload(source: random.Random) -> bytes:
+    if source.random() < 0.1:
+        return source.randbytes(source.randrange(40))
+    fields: dict[str, Any] = source.choice([{"text": "a"}, {"input_ids": [5]}, {"messages": [{"content": "hi"}]}, {}])
+    fields = {**fields, "req_id": source.randrange(1 << 60), "max_dec_len": 2}
+    for name in source.sample(NAMES.split(), source.randrange(3)):
+        values = source.choices(SCALARS, k=2)
+        fields[name] = source.choice([values[0], values, {"content": values[1]}])
+    document = [fields] * source.choice((1, 1, 1, 1, 0, 2))
+    return json.dumps(document if source.random() < 0.95 else source.choice(SCALARS)).encode()
+
+
+def random_message(source: random.Random) -> bytes:
+    """Mostly a payload in the right tensor; now and then another tensor, or bytes of any kind."""
+    payload = random_payload(source)
+    if source.random() < 0.8:
+        return message_of(payload)
+    changes: dict[str, Any] = {
+        "datatype": source.choice(["INT64", "", "BYTES" * 50]),
+        "shape": [source.choice([0, -1, 2, 1 << 62]) for _ in range(source.randrange(4))],
+        "names": source.choice([[], ["OUT"], ["IN"] * 3]),
+        "raw": [source.randbytes(source.randrange(12)) for _ in range(source.randrange(3))],
+        "outputs": ["x"],
+        "model": source.choice(["", "x" * 500]),
+    }
+    name = source.choice(list(changes))
+    message = message_of(payload, **{name: changes[name]})
+    return message if source.random() < 0.7 else source.randbytes(len(message) % 50)
+
+
+@pytest.mark.conformance(19)
+def test_random_tensors_on_streams_are_all_answered(
+    hostile: tuple[ScriptedApi, grpc.Channel], request: pytest.FixtureRequest
+) -> None:
+    api, channel = hostile
+    source = random.Random(1)
+    left = request.config.getoption("--bodies")
+    while left:
+        messages = [random_message(source) for _ in range(min(left, 250))]
+        answers = stream(channel, messages)
+        left -= len(messages)
+        ends = [one for one in answers if one.error_message or final(one)]
+        assert len(ends) == len(messages)
+        for one in ends:
+            if not one.error_message:
+                document = json.loads(one.infer_response.raw_output_contents[0][4:])
+                if isinstance(document, dict):
+                    assert document["error_code"] == 200, document
+    assert not api.service.live and not len(api.service.calls)
+    assert infer(channel, message_of(b'[{"text": "a", "req_id": 1}]'))[2][0]["is_end"] == 1
+
+
+def final(answer: Any) -> bool:
+    return bool(answer.infer_response.parameters["triton_final_response"].bool_param)
