@@ -1,6 +1,6 @@
 # Every target sets up what it needs first; a second call takes seconds. ARGS are passed on: make run ARGS="--port 8000".
 .DEFAULT_GOAL := help
-.PHONY: help run test check format docs bench gpu-test gpu-bench setup clean cluster-build cluster-up cluster-down images e2e
+.PHONY: help run test check format docs bench cuda-build gpu-test gpu-bench setup clean cluster-build cluster-up cluster-down images e2e
 
 PYTHON ?= python3
 ARGS ?=
@@ -17,6 +17,7 @@ help:
 	@echo "make test    set everything up and run all tests, those of the C++ core among them"
 	@echo "make check   lint, formatting, types, layers"
 	@echo "make bench   measure this machine: floor, decode, prefill, serving"
+	@echo "make cuda-build  compile the CUDA kernels; no GPU is needed"
 	@echo "make gpu-test, make gpu-bench: the CUDA engine on this machine's GPU, with the Python at hand and no network"
 	@echo "make format  format the sources     make docs   write docs/settings.md"
 	@echo "make cluster-build, cluster-up, cluster-down: a two-node Kubernetes on this machine; make images, make e2e: tests on it"
@@ -33,6 +34,9 @@ format: setup
 
 docs: setup
 	@.venv/bin/python -m oarlock_runtime.cli.settings_page >docs/settings.md
+
+cuda-build:
+	@exec tools/gpu/compile.sh $(ARGS)
 
 # With the Python at hand; tools/gpu/build.sh says what it needs.
 gpu-test:

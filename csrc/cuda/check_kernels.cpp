@@ -3,6 +3,8 @@
 #include <numeric>
 
 #include "cuda/check.h"
+#include "cuda/tile.h"
+#include "cuda/weights.h"
 
 namespace oarlock::cuda::check {
 namespace {
@@ -54,9 +56,30 @@ void check_linear(CudaOps& ops, Report& report) {
       ops.linear(logits, input, *plain, nullptr);
       ops.synchronize();
       report.close(to_host(logits), want, tolerance(DType::f32), what + " to float");
+      // Tiles of any plan, not only of the one that is chosen.
+      const bool tiled = k % 64 == 0 && rows > kStreamMaxRows && rows <= kTileMaxRows;
+      auto random_plan = [&] {
+        TilePlan plan{16 * integer(5, 16), 1 << integer(0, 2)};
+        if (plan.splits > k / 64 || (n + plan.tile_rows - 1) / plan.tile_rows > 24) plan.splits = 1;
+        return plan;
+      };
+      if (tiled) {
+        const TilePlan plan = random_plan();
+        logits = poisoned(DType::f32, rows, n);
+        tile_product(ops.stream(), ops.device(), static_cast<const CudaWeight&>(*plain).stream, logits, input, nullptr,
+                     After::store, plan);
+        ops.synchronize();
+        report.close(to_host(logits), want, tolerance(DType::f32),
+                     what + " in tiles of " + std::to_string(plan.tile_rows) + " by " + std::to_string(plan.splits));
+      }
       if (gated) {
         Tensor out = poisoned(type, rows, n / 2);
-        ops.gated_linear(out, input, *gated);
+        if (tiled && integer(0, 1) == 1) {
+          tile_product(ops.stream(), ops.device(), static_cast<const CudaWeight&>(*gated).stream, out, input, nullptr,
+                       After::gate, random_plan());
+        } else {
+          ops.gated_linear(out, input, *gated);
+        }
         ops.synchronize();
         std::vector<double> product(size_t(rows) * size_t(n / 2));
         for (int r = 0; r < rows; ++r) {

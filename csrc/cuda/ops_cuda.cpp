@@ -146,8 +146,11 @@ void CudaOps::add_norm(Tensor out, Tensor residual, const Tensor* delta, const f
   if (out.rows > 0) cuda::add_norm(stream_, out, residual, delta, weight, epsilon);
 }
 
-bool CudaOps::streams(int64_t rows, const Weight& w) const {
-  return (batch_invariant_ || rows <= kTileMaxRows) && cuda::streams(static_cast<const CudaWeight&>(w).stream);
+bool CudaOps::streams(int64_t rows, const Weight& w, After after) const {
+  if (!cuda::streams(static_cast<const CudaWeight&>(w).stream)) return false;
+  // Above 64 rows cuBLAS is as quick, but where a gate follows or rows are long.
+  const bool own = rows <= 64 || (rows <= kTileMaxRows && (after == After::gate || w.k > 2 * w.n));
+  return batch_invariant_ || own;
 }
 
 void CudaOps::stream(Tensor out, Tensor x, const Weight& w, const float* bias, After after) {
@@ -164,14 +167,14 @@ void CudaOps::stream(Tensor out, Tensor x, const Weight& w, const float* bias, A
 
 void CudaOps::linear(Tensor out, Tensor x, const Weight& w, const float* bias) {
   if (x.rows == 0) return;
-  if (streams(x.rows, w)) return stream(out, x, w, bias, After::store);
+  if (streams(x.rows, w, After::store)) return stream(out, x, w, bias, After::store);
   blas_.run(stream_, blas_workspace_, out, x, static_cast<const CudaWeight&>(w).data, w.n);
   if (bias != nullptr) add_bias(stream_, out, bias);
 }
 
 void CudaOps::gated_linear(Tensor out, Tensor x, const Weight& w) {
   if (x.rows == 0) return;
-  if (streams(x.rows, w)) return stream(out, x, w, nullptr, After::gate);
+  if (streams(x.rows, w, After::gate)) return stream(out, x, w, nullptr, After::gate);
   require(x.rows <= limits_.max_tokens && w.n <= limits_.gated_rows, "a gated product of ", x.rows, " rows and ", w.n,
           " columns exceeds the ", limits_.max_tokens, " and ", limits_.gated_rows, " reserved for");
   Tensor products{gated_, dtype_, x.rows, w.n, w.n};

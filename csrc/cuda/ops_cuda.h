@@ -58,7 +58,7 @@ class CudaOps : public Ops {
   std::unique_ptr<Weight> random_weight(int64_t n, int64_t k, float limit, uint64_t seed);
 
  private:
-  bool streams(int64_t rows, const Weight& w) const;
+  bool streams(int64_t rows, const Weight& w, After after) const;
   void stream(Tensor out, Tensor x, const Weight& w, const float* bias, After after);
 
   const Device device_;

@@ -90,10 +90,6 @@ __device__ __forceinline__ uint32_t peer_address(const void* pointer, int rank) 
   return address;
 }
 
-__device__ __forceinline__ void barrier_arrive_at(uint64_t* barrier, int rank) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(peer_address(barrier, rank)) : "memory");
-}
-
 __device__ __forceinline__ float4 load_from(const float4* pointer, int rank) {
   float4 v;
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -101,16 +97,6 @@ __device__ __forceinline__ float4 load_from(const float4* pointer, int rank) {
                : "r"(peer_address(pointer, rank))
                : "memory");
   return v;
-}
-
-// tensor_load into the same place of each block whose bit is set in `blocks`, completing on each one's own barrier.
-__device__ __forceinline__ void tensor_load_multicast(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier,
-                                                      uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {0, %2, %3}], [%4], %5;" ::"r"(shared_address(to)),
-      "l"(map), "r"(row), "r"(column), "r"(shared_address(barrier)), "h"(blocks)
-      : "memory");
 }
 
 // Four 8x8 matrices of 16-bit elements: the fragments of mma.

@@ -11,12 +11,10 @@ namespace oarlock::cuda {
 
 constexpr int kTileMaxRows = 128;
 
-// How a product is cut. A cluster of pair * splits blocks has `pair` tiles, one above the other, whose columns are shared
-// out among `splits` blocks each.
+// How a product is cut.
 struct TilePlan {
   int tile_rows = 0;  // of the weight, 65 to 256, a multiple of 8, or of 16 before a gate
-  int splits = 1;     // 1, 2 or 4; more than 1 only where every block has one tile
-  int pair = 1;       // 1 or 2: blocks that load x together
+  int splits = 1;     // of the columns: 1, 2 or 4; more than 1 only where every block has one tile
 };
 
 // The plan that should be quickest for `rows` rows of x.

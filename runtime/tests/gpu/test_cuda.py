@@ -4,6 +4,8 @@
 """
 
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -66,20 +68,31 @@ def test_every_family_follows_the_cpu(tmp_path: Path, family: str, dtype: str) -
 
 
 @pytest.mark.skipif(not REAL_MODEL, reason="TEST_MODEL names no model")
-@pytest.mark.parametrize(("dtype", "margin"), [("bf16", 0.1), ("f16", 0.1)])
-def test_real_weights_pick_the_reference_token(dtype: str, margin: float) -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_real_weights_pick_the_reference_token(dtype: str) -> None:
+    """The rule of the CPU engine: 99 % of the tokens, and where another is taken, the reference hardly prefers its own.
+    The CPU in float32, which agrees with the reference everywhere, says by how much."""
     texts = forced_texts(load_tokenizer(REAL_MODEL))
-    executor = load_executor(open_checkpoint(REAL_MODEL), replace(CUDA, dtype=dtype))
-    agreed, rows, largest = 0, 0, 0.0
+    checkpoint = open_checkpoint(REAL_MODEL)
+    executor = load_executor(checkpoint, replace(CUDA, dtype=dtype))
+    exact = load_executor(checkpoint, replace(CUDA, device="cpu", dtype="f32", quantization="f32", threads=8))
+    agreed, rows, margins = 0, 0, [0.0]
     for text in texts:
-        result = run(executor, forced_plan([text.ids]))
+        plan = forced_plan([text.ids])
+        plan.top_logprobs = np.full(len(plan.sample_rows), 20, np.int32)
         chosen = slice(text.rows.start, text.rows.stop)
-        agreed += int((result.top_ids[chosen, 0] == text.continuation).sum())
-        rows += len(text.continuation)
-        largest = max(largest, float((result.top_logprobs[chosen, 0] - result.logprob[chosen]).max()))
-    print(f"{dtype}: {agreed} of {rows} tokens; largest margin {largest:.3f} nat")
+        got, wanted = run(executor, plan).top_ids[chosen, 0], run(exact, plan)
+        ids, logprobs = wanted.top_ids[chosen], wanted.top_logprobs[chosen]
+        np.testing.assert_array_equal(ids[:, 0], text.continuation)
+        agreed += int((got == ids[:, 0]).sum())
+        rows += len(got)
+        for row in np.flatnonzero(got != ids[:, 0]).tolist():
+            places = np.flatnonzero(ids[row] == got[row])
+            margins.append(float(logprobs[row, 0] - logprobs[row, places[0]]) if len(places) else np.inf)
+    print(f"{dtype}: {agreed} of {rows} tokens; largest margin {max(margins):.3f} nat")
+    assert rows == 960
     assert agreed >= 0.99 * rows
-    assert largest <= margin
+    assert max(margins) < 0.1
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 31, 33, 64])
@@ -255,3 +268,55 @@ def test_what_the_device_lacks_is_refused(tmp_path: Path) -> None:
         load_executor(checkpoint, replace(CUDA, quantization="int8"))
     with pytest.raises(Exception, match="asks for a KV cache"):
         load_executor(checkpoint, replace(CUDA, kv_blocks=1 << 28))
+
+
+def test_memory_that_is_taken_is_refused(tmp_path: Path) -> None:
+    """By whatever holds it: the weights and the workspace of a second model find no room, and the first one runs on."""
+    checkpoint = tiny(tmp_path)
+    plan = step_plan(checkpoint.spec.vocab, 4, 1, 70)
+    executor = load_executor(checkpoint, CUDA)
+    expected = run(executor, plan)
+    with pytest.raises(RuntimeError, match=r"the device has no room for \d+ bytes"):
+        load_executor(checkpoint, replace(CUDA, max_sequences=1 << 23, kv_blocks=8))
+    same(run(executor, plan), expected)
+
+
+FAULT = """
+import ctypes, sys, time
+from pathlib import Path
+import numpy as np
+from oarlock_runtime.cli.bench.steps import step_plan
+from oarlock_runtime.engine.executor import ExecutorOptions, load_executor
+from oarlock_runtime.models.checkpoint import open_checkpoint
+
+executor = load_executor(
+    open_checkpoint(sys.argv[1]), ExecutorOptions(device="cuda", max_sequences=8, max_context=128, kv_blocks=16)
+)
+plan = step_plan(256, 4, 1, 70)
+executor.submit(plan)
+executor.collect()
+driver = ctypes.CDLL("libcuda.so.1")
+module, function = ctypes.c_void_p(), ctypes.c_void_p()
+source = b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry fault() { trap; }\0"
+assert driver.cuModuleLoadData(ctypes.byref(module), source) == 0
+assert driver.cuModuleGetFunction(ctypes.byref(function), module, b"fault") == 0
+assert driver.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, None, None) == 0
+begin = time.monotonic()
+for _ in range(2):
+    try:
+        executor.submit(plan)
+        executor.collect()
+    except RuntimeError as error:
+        print("refused:", error)
+assert time.monotonic() - begin < 20
+"""
+
+
+def test_a_fault_on_the_device_ends_with_a_message(tmp_path: Path) -> None:
+    """In a process of its own, whose device is lost: the steps after it are refused, and the process can end."""
+    checkpoint = tiny(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULT, checkpoint.path], capture_output=True, text=True, timeout=100, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("refused:") == 2, done.stdout
