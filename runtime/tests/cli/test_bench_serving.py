@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 from support.openai_server import fake_server
+from support.scripted_api import scripted_api
+from support.tiny import tiny_directory
 
 from oarlock_runtime.cli.bench import report
 from oarlock_runtime.cli.bench.client import Endpoint, Trace
+from oarlock_runtime.cli.bench.dialects import DIALECTS
 from oarlock_runtime.cli.bench.load import Load, offer
-from oarlock_runtime.cli.bench.workload import Workload, draw, length, single_words, text_of
+from oarlock_runtime.cli.bench.workload import Ask, Workload, draw, length, single_words, text_of
 from oarlock_runtime.cli.dispatch import main
+from oarlock_runtime.models.tokenizer import load_tokenizer
 
 
 def test_prompts_have_the_lengths_asked_for_and_share_the_prefix() -> None:
@@ -60,6 +64,18 @@ def test_errors_are_in_the_trace() -> None:
         server.refuse, server.cut = 0, 2
         assert asyncio.run(Endpoint(server.url).complete(b"{}")).error == "the server ended the stream early"
     assert asyncio.run(Endpoint(server.url).complete(b"{}")).error
+
+
+def test_private_requests_are_measured_alike(tmp_path: Path) -> None:
+    ask = Ask([5] * 33, 12)
+    with scripted_api(load_tokenizer(tiny_directory(tmp_path, "llama"))) as api:
+        for name, dialect in DIALECTS.items():
+            endpoint = Endpoint(api.url, dialect=name)
+            trace = asyncio.run(endpoint.complete(dialect.body(ask, "default", ask.prompt, {})))
+            assert (trace.error, trace.output_tokens, trace.prompt_tokens) == ("", 12, 33)
+            assert 0 < trace.first <= trace.total
+        refused = asyncio.run(Endpoint(api.url, dialect="private").complete(b'{"text":"","stream":true}'))
+        assert refused.error
 
 
 def test_closed_load_keeps_so_many_in_flight() -> None:

