@@ -12,7 +12,7 @@ namespace oarlock::cpu {
 constexpr int kRowGroup = 16;                  // rows of a tile instruction
 constexpr int kMostGroupRows = 2 * kRowGroup;  // rows whose scores are in the making together
 constexpr int kTileRows = 4 * kRowGroup;
-constexpr int kPartitionBlocks = 4;
+constexpr int kPartitionBlocks = 8;
 constexpr int kPartitionKeys = kPartitionBlocks * kBlockTokens;
 // Rows of the score and probability buffers are padded, so that 16 rows don't fall on the same few cache sets.
 constexpr int kScoreStride = kPartitionKeys + 16;
