@@ -13,8 +13,8 @@ from oarlock_runtime.cli.download import line_by_line
 from oarlock_runtime.models.sources.progress import Progress
 from oarlock_runtime.settings import Settings
 
-# By these the members of a group find each other; this server computes a model inside one pod, other images may not.
-FOR_GROUPS = {"MP_NNODE", "MP_NUM", "NODE_RANK", "POD_IPS", "POD_0_IP", "HOST_IP", "INTER_PROC_PORT"}
+# Which part of a model a download fetches; the server finds its place by addresses.
+DOWNLOADS_ALONE = {"NODE_RANK"}
 FOR_LIBRARIES = {"HOME", "POD_NAME", "CUDA_VISIBLE_DEVICES", "HF_TOKEN"}
 VARIABLES = {
     about.alias or "": env for about in Server.model_fields.values() for env in about.metadata if isinstance(env, Env)
@@ -53,7 +53,7 @@ def test_every_variable_of_a_pod_is_read(parallelism: dict[str, int], device: st
     made = deployment(server=server | {"maxContext": 64, "maxOutputTokens": 64}, parallelism=parallelism)
     rendered = {variable["name"]: variable.get("value", "from elsewhere") for variable in server_environment(made)}
     settings = Settings.load([], rendered)
-    assert not set(rendered) - set(settings.sources.values()) - FOR_GROUPS - FOR_LIBRARIES
+    assert not set(rendered) - set(settings.sources.values()) - DOWNLOADS_ALONE - FOR_LIBRARIES
     assert (settings.port, settings.health_port, settings.device) == (9965, 8110, device)
     assert settings.drain_seconds == made.spec.drain_seconds and settings.api_key == "from elsewhere"
     fetching = {variable["name"] for variable in download_environment(made)}
