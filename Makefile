@@ -23,7 +23,8 @@ help:
 	@echo "make cluster-build, cluster-up, cluster-down: a two-node Kubernetes on this machine; make images, make e2e: tests on it"
 	@echo "make clean   remove what was built and installed here"
 	@echo
-	@echo 'ARGS="…" passes flags on; MODEL=… serves another model or file; PYTHON=… and CXX=… choose the tools.'
+	@echo 'ARGS="…" passes flags on; MODEL=… serves another model or file; CUDA=1 builds for and serves on a GPU;'
+	@echo 'PYTHON=… and CXX=… choose the tools.'
 
 run test check bench setup:
 	$(call bootstrap,$@)
