@@ -8,13 +8,13 @@ ours and isn't (`--max-sequnces`, `OARLOCK_MAX_SEQ`) is an error that offers the
 import dataclasses
 import difflib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from oarlock_runtime.errors import SettingError
+from oarlock_runtime.setting_values import Description, parse_value, show_range, show_value
 
 _PREFIX = "OARLOCK_"
 _NO_SETTINGS = ("OARLOCK_PADDLE_DEFAULTS",)  # start_server's own
@@ -23,23 +23,6 @@ _SERVICE_LINK_NAME = re.compile(
     r"OARLOCK(_\w+)?(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)"
 )
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
-_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What the names, help page and error messages of one setting are made from."""
-
-    help: str
-    env: tuple[str, ...] = ()  # PaddleNLP's names, first wins
-    unit: str = ""  # "bytes" values may be written 512MiB, 2GB, 1.5g
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    synonyms: tuple[tuple[str, str], ...] = ()  # other spellings of a choice or of a number
-    zero: str = ""  # a word that may be written for 0, and is shown instead of it
-    secret: bool = False
 
 
 def _setting(default: Any, help: str, **rest: Any) -> Any:
@@ -338,20 +321,12 @@ def env_names(name: str) -> tuple[str, ...]:
 
 def show(name: str, value: Any) -> str:
     """A value as the user would write it."""
-    description = DESCRIPTIONS[name]
-    if description.secret:
-        return "********" if value else "none"
-    if value == 0 and description.zero:
-        return description.zero
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if description.unit == "bytes":
-        for power, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-            if value >= 1 << power:
-                return f"{value / (1 << power):.4g} {unit}"
-    if isinstance(value, float):
-        value = f"{value:g}"
-    return f"{value or '(none)'} {description.unit}".rstrip()
+    return show_value(DESCRIPTIONS[name], value)
+
+
+def parse(name: str, text: str, source: str) -> Any:
+    """The value of setting `name` written as `text`; `source` (a flag or variable) is named in a SettingError."""
+    return parse_value(DESCRIPTIONS[name], type(DEFAULTS[name]), text, source)
 
 
 def help_text() -> str:
@@ -362,7 +337,7 @@ def help_text() -> str:
         if description.choices:
             facts.append("one of " + ", ".join(description.choices))
         elif description.low is not None and description.high is not None:
-            facts.append(f"from {_bound(name, description.low)} to {_bound(name, description.high)}")
+            facts.append(show_range(description))
         switch = isinstance(DEFAULTS[name], bool)
         flag = flag_of(name) + (f" | --no-{flag_of(name)[2:]}" if switch else "")
         lines += [
@@ -371,59 +346,6 @@ def help_text() -> str:
             f"      env: {', '.join(env_names(name))}",
         ]
     return "\n".join(lines)
-
-
-def parse(name: str, text: str, source: str) -> Any:
-    """The value of setting `name` written as `text`; `source` (a flag or variable) is named in a SettingError."""
-    description = DESCRIPTIONS[name]
-    kind = type(DEFAULTS[name])
-    text = text.strip()
-    if kind is str:
-        if not description.choices:
-            return text
-        choice = dict(description.synonyms).get(text.lower(), text.lower())
-        if choice not in description.choices:
-            raise SettingError(f"{source}={text!r} is unknown: give one of {', '.join(description.choices)}")
-        return choice
-    if kind is bool:
-        if text.lower() not in _YES + _NO:
-            raise SettingError(f"{source}={text!r} is neither on nor off: give one of {', '.join(_YES + _NO)}")
-        return text.lower() in _YES
-    text = dict(description.synonyms).get(text.lower(), text)
-    named = bool(description.zero) and text.lower() in ("auto", description.zero)
-    number = 0.0 if named else _number(text, description)
-    expected = "a size such as 512MiB" if description.unit == "bytes" else f"a{'n' * (kind is int)} {_KINDS[kind]}"
-    if number is None or not math.isfinite(number) or (kind is int and number != int(number)):
-        raise SettingError(f"{source}={text!r} is not {expected}")
-    low, high = (None, None) if named else (description.low, description.high)
-    if (low is not None and number < low) or (high is not None and number > high):
-        raise SettingError(
-            f"{source}={text!r} is out of range: give {expected} from {_bound(name, low)} to {_bound(name, high)}"
-        )
-    return kind(number)
-
-
-_KINDS = {int: "integer", float: "number"}
-
-
-def _number(text: str, description: Description) -> float | None:
-    if description.unit == "bytes":
-        match = _SIZE.fullmatch(text)
-        if not match:
-            return None
-        thousand = 1000 if match[2] and not match[3] and text.lower().endswith("b") else 1024
-        power = " kmgt".index(match[2].lower() or " ")
-        return float(math.floor(float(match[1]) * float(thousand) ** power))
-    try:
-        return float(text) if "_" not in text else None
-    except ValueError:
-        return None
-
-
-def _bound(name: str, bound: float | None) -> str:
-    if bound is None:
-        return "any"
-    return show(name, bound) if DESCRIPTIONS[name].unit == "bytes" and bound else f"{bound:.12g}"
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
