@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from oarlock_runtime.models.sources import Progress, resolve
+from oarlock_runtime.models.sources import Host, Progress, resolve
 from oarlock_runtime.server.control import Control
+from oarlock_runtime.server.place import place_of
 from oarlock_runtime.server.process import run
 from oarlock_runtime.settings import Settings
 
@@ -15,7 +16,8 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
             control.send("loading", what=f"downloading {progress.file}", share=progress.done / progress.total)
 
     kept = Path(settings.paddle_dir).expanduser() if settings.paddle_dir else None
-    path = resolve(settings.model, Path(settings.cache_dir), report, paddle_dir=kept)
+    host = Host(settings.nnodes, place_of(settings).node == 0)
+    path = resolve(settings.model, Path(settings.cache_dir), report, paddle_dir=kept, host=host)
     control.send("ready", path=str(path))
 
 

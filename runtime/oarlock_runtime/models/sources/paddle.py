@@ -35,14 +35,14 @@ class PaddleAddress:
     tag: str = TAG
 
     @classmethod
-    def of(cls, uri: str, environ: Mapping[str, str] = os.environ) -> Self:
-        """From paddle://name[#part]; without a part, the one that this host of the group needs. SourceError."""
+    def of(cls, uri: str, environ: Mapping[str, str] = os.environ, host: Host | None = None) -> Self:
+        """From paddle://name[#part]; without a part the one for `host`, or for the environment's. SourceError."""
         name, _, part = uri.removeprefix("paddle://").partition("#")
         name = name.strip("/")
         if part and part not in PARTS:
             raise SourceError(f"{uri}: after # comes one of {', '.join(PARTS)}")
         check_name(name)
-        return cls(name, part or part_for(name, Host.of(environ)), **server_of(environ))
+        return cls(name, part or part_for(name, host or Host.of(environ)), **server_of(environ))
 
     @property
     def url(self) -> str:

@@ -18,8 +18,7 @@ from support.served import alive, free_ports, until
 from support.tiny import tiny_directory
 from support.triton import client_of, stream_of
 
-from oarlock_runtime.cli.paddle import group, start_server
-from oarlock_runtime.errors import SettingError
+from oarlock_runtime.cli.paddle import start_server
 from oarlock_runtime.models.errors import SourceError
 
 PORTS = ("SERVICE_HTTP_PORT", "SERVICE_GRPC_PORT", "HEALTH_HTTP_PORT", "METRICS_HTTP_PORT", "INTER_PROC_PORT")
@@ -153,7 +152,9 @@ def test_a_busy_port_is_named_and_nothing_started(shell: Shell, model: Path, nam
         ({"BATCH_SIZE": "257"}, "BATCH_SIZE=257 is out of range"),
         ({"DEVICE": "npu"}, "DEVICE='npu' is unknown"),
         ({"OARLOCK_PADDLE_DEFAULTS": "mine"}, "give one of script, documented"),
-        ({"INTER_PROC_PORT": "x"}, "INTER_PROC_PORT='x' is no port"),
+        ({"INTER_PROC_PORT": "x"}, "INTER_PROC_PORT='x' is not an integer"),
+        ({"MP_NNODE": "2", "MP_NUM": "2", "POD_IPS": "10.0.0.1"}, "POD_IPS='10.0.0.1' lists 1 hosts"),
+        ({"MP_NNODE": "2", "MP_NUM": "2", "POD_IPS": "10.0.0.1,10.0.0.2"}, "POD_0_IP is not set"),
     ],
 )
 def test_it_does_not_start_with_settings_that_can_not_work(
@@ -162,12 +163,6 @@ def test_it_does_not_start_with_settings_that_can_not_work(
     done = shell.run("start_server", MODEL_DIR=str(model), **environ)
     assert done.returncode == 1 and words in done.stdout and len(done.stdout.splitlines()) == 1
     assert not shell.started()
-
-
-def test_more_ranks_than_one_are_refused(shell: Shell, model: Path) -> None:
-    for environ in ({"MP_NUM": "2"}, {"OARLOCK_PADDLE_DEFAULTS": "documented"}):
-        done = shell.run("start_server", MODEL_DIR=str(model), **environ)
-        assert done.returncode == 1 and "more than one rank is not supported yet" in done.stdout
 
 
 def test_wrong_words_get_the_usage(shell: Shell) -> None:
@@ -213,6 +208,27 @@ def test_a_directory_that_is_there_is_served_and_an_unknown_name_is_not(tmp_path
         start_server.model_of(environ, "other")
 
 
+def test_as_a_containers_first_process_it_becomes_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ReplacedError(Exception):
+        pass
+
+    def execve(program: str, words: list[str], environ: dict[str, str]) -> None:
+        assert program == words[0] == sys.executable and words[-1] == "serve"
+        assert environ["MODEL_DIR"] == str(tmp_path) and environ["OUTPUT_LOG_TO_CONSOLE"] == "1"
+        raise ReplacedError
+
+    for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
+        monkeypatch.setenv(name, str(port))
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "execve", execve)
+    with pytest.raises(ReplacedError):
+        start_server.main([])
+    assert "Master node" in capsys.readouterr().out
+
+
 def test_a_small_shm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start_server, "SHM_BYTES", 1 << 60)
     told = start_server.shm_warning()
@@ -221,28 +237,9 @@ def test_a_small_shm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert start_server.shm_warning() is None
 
 
-HOSTS = {"MP_NNODE": "2", "MP_NUM": "4", "POD_IPS": "10.0.0.1,10.0.0.2", "POD_0_IP": "10.0.0.1", "HOST_IP": "10.0.0.2"}
-
-
-def test_each_host_finds_its_place_in_the_group() -> None:
-    slave = group.Group.of(HOSTS)
-    assert not slave.master and slave.addresses == ("10.0.0.1", "10.0.0.2") and slave.ranks == 4
-    master = group.Group.of(HOSTS | {"HOST_IP": "10.0.0.1", "POD_IPS": "10.0.0.2, 10.0.0.1"})
-    assert master.master and master.addresses == slave.addresses
-    alone = group.Group.of({"MP_NNODE": "1", "MP_NUM": "1"})
-    assert alone.master and alone.environment() == dict.fromkeys(("POD_0_IP", "POD_IPS", "HOST_IP"), "127.0.0.1")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"POD_IPS": "10.0.0.1"}, "must be the 2 addresses of MP_NNODE=2"),
-        ({"POD_IPS": "10.0.0.1,10.0.0.1"}, "must be the 2 addresses"),
-        ({"POD_0_IP": "10.0.0.3"}, "POD_0_IP='10.0.0.3' must be one of"),
-        ({"HOST_IP": "10.0.0.3"}, "'10.0.0.3' (HOST_IP) must be one of"),
-    ],
-)
-def test_a_group_that_is_not_consistent_is_refused(change: dict[str, str], words: str) -> None:
-    with pytest.raises(SettingError) as refused:
-        group.Group.of(HOSTS | change)
-    assert words in str(refused.value)
+def test_each_host_of_a_group_knows_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = start_server.addresses_of({"MP_NNODE": "1", "POD_0_IP": "10.0.0.1"})
+    assert alone == {"POD_0_IP": "127.0.0.1", "HOST_IP": "127.0.0.1"}
+    assert start_server.addresses_of({"MP_NNODE": "2", "HOST_IP": "10.0.0.2"}) == {"HOST_IP": "10.0.0.2"}
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.3")
+    assert start_server.addresses_of({"MP_NNODE": "2"}) == {"HOST_IP": "10.0.0.3"}
