@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from oarlock_runtime.errors import SettingError
+from oarlock_runtime.server.model_load import context_of
 from oarlock_runtime.server.paddle.config_keys import applied, read_config
 from oarlock_runtime.settings import Settings
 
@@ -54,6 +55,15 @@ def test_absent_keys_change_nothing(tmp_path: Path) -> None:
     assert read_config(settings) == {}
     (tmp_path / "config.json").write_text(json.dumps({"infer_model_dtype": "bfloat16"}))
     assert applied(settings, read_config(settings), {})[0].dtype == "bf16"
+
+
+@pytest.mark.conformance(6)
+def test_the_models_own_length_undercuts_the_environments() -> None:
+    by_paddle = Settings.load([], {"MAX_SEQ_LEN": "8192"})
+    assert [context_of(by_paddle, longest) for longest in (512, 32768)] == [512, 8192]
+    assert context_of(applied(Settings(), EXPORT, {})[0], 512) == 512
+    assert context_of(Settings(max_context=8192), 512) == 8192  # a flag means what it says; the engine refuses it
+    assert context_of(Settings(), 512) == 512
 
 
 def test_what_is_not_there_yet_is_warned_of() -> None:
