@@ -70,6 +70,8 @@ POINTS = {
 
 MISSING: dict[int, str] = {
     32: "a8w8, c8 and fp8 weights and mixtral, qwen2_moe and deepseek graphs are recognised and refused by name",
+    33: "names, packings, keys and ranks are PaddleNLP's, and Paddle runs the graph; but it goes from tokens to "
+    "logits, and PaddleNLP's server feeds graphs that hold its own fused operators and sampling",
 }
 
 

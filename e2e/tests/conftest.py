@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from e2e_support import NAMESPACE, ROOT, SYSTEM
 from e2e_support.kube import Kube, environment
+from e2e_support.shelf import Shelf
 from e2e_support.weights import WeightServer
 
 from cluster.machine import Cluster, default_folder
@@ -46,6 +47,13 @@ def kube(cluster: Cluster | None) -> Iterator[Kube]:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         found.run("kubectl", "apply", "-f", "-", given=json.dumps(body))
     yield found
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    server = Shelf(tmp_path, os.environ.get("E2E_HOST", "10.240.0.1"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

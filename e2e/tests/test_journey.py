@@ -1,8 +1,11 @@
 """A ModelDeployment's life on a real cluster, as a user meets it. Each test goes on from the last."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_support import SYSTEM
+from e2e_support import ROOT, SYSTEM
 from e2e_support.deployment import CHART, MD, OPERATOR, deployment
 from e2e_support.kube import Kube
+from e2e_support.shelf import Shelf
 from e2e_support.weights import WeightServer
 
 from cluster.machine import Cluster
 
+RUNTIME = ROOT / "runtime"
 SERVER_IMAGE = "localhost/oarlock/runtime-cpu:0.1.0"
 
 
@@ -137,6 +142,31 @@ def test_a_chat_streams_through_the_service(kube: Kube) -> None:
     with traffic(kube, threads=1) as counts:
         pass
     nothing_failed(counts)
+
+
+@pytest.mark.conformance(31, 32)
+def test_an_exported_paddle_directory_is_served(kube: Kube, shelf: Shelf) -> None:
+    name = "oarlock/Tiny-Llama/weight_only_int8"
+    oarlock = [sys.executable, "-m", "oarlock_runtime.cli", "model"]
+    random = str(shelf.folder / "random")
+    export = ["--to", "paddle", "--quant-type", "weight_only_int8", "--ranks", "2", "-o", str(shelf.place(name))]
+    for arguments in (["random", "tiny-llama", "--to", "safetensors", "-o", random], ["export", random, *export]):
+        subprocess.run([*oarlock, *arguments], check=True, timeout=120, env={**os.environ, "PYTHONPATH": str(RUNTIME)})
+    shelf.list_files(name)
+    body = deployment(f"paddle://{name}", env=[{"name": "PADDLE_MODELS_URL", "value": shelf.url}])
+    body["metadata"]["name"] = "paddle"
+    kube.apply(body)
+    kube.until("it is ready", lambda: kube.ready("paddle"), 180)
+    ask = (
+        "import json, urllib.request; "
+        "body = json.dumps({'input_ids': [5, 6, 7], 'max_dec_len': 4, 'topp': 0}).encode(); "
+        "asked = urllib.request.Request('http://127.0.0.1:9965/v1/chat/completions', body, "
+        "{'content-type': 'application/json'}); print(urllib.request.urlopen(asked, timeout=30).read().decode())"
+    )
+    pod = kube.pods("paddle")[0]["metadata"]["name"]
+    answer = json.loads(kube.kubectl("exec", pod, "-c", "server", "--", "python", "-c", ask))
+    assert answer["error_code"] == 0 and answer["result"]
+    kube.kubectl("delete", "md", "paddle", "--wait=true")
 
 
 @KILLED

@@ -27,6 +27,7 @@ def same(one: Checkpoint, other: Checkpoint) -> None:
         np.testing.assert_array_equal(ours, ref.read(), err_msg=name)
 
 
+@pytest.mark.conformance(31, 32)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("pir", [True, False])
@@ -38,6 +39,7 @@ def test_every_bit_comes_back(tmp_path: Path, family: str, ranks: int, pir: bool
         same(source, read)
 
 
+@pytest.mark.conformance(32)
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("quant_type", ["weight_only_int8", "weight_only_int4"])
 @pytest.mark.parametrize("group", [-1, 64, 128])
@@ -169,6 +171,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.conformance(31, 32)
 @pytest.mark.parametrize(("change", "problem"), REFUSED, ids=range(len(REFUSED)))
 def test_what_cannot_be_read_is_named(tmp_path: Path, change: Change, problem: str) -> None:
     source = tiny_checkpoint(tmp_path, "llama", "bf16")
@@ -218,6 +221,7 @@ def test_ranks_must_be_whole(tmp_path: Path) -> None:
         open_checkpoint(directory)
 
 
+@pytest.mark.conformance(31)
 def test_records_are_held_against_the_program(tmp_path: Path) -> None:
     write_program(tmp_path, {"a": np.zeros((2, 3), np.float32), "b.10": np.ones(4, F16), "b.2": np.ones(5, F16)})
     assert [*read_records(tmp_path)] == ["a", "b.10", "b.2"]

@@ -32,6 +32,7 @@ def run(directory: Path, ids: list[list[int]]) -> Any:
     return graph(paddle.to_tensor(ids, dtype="int64")).numpy()
 
 
+@pytest.mark.conformance(33)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_paddle_computes_our_logits(tmp_path: Path, family: str) -> None:
     source = tiny_checkpoint(tmp_path, family)
@@ -45,6 +46,7 @@ def test_paddle_computes_our_logits(tmp_path: Path, family: str) -> None:
         np.testing.assert_allclose(row, reference.forward(text), atol=TOLERANCE)
 
 
+@pytest.mark.conformance(32)
 @pytest.mark.parametrize("packing", ["sm75", "sm70"])
 @pytest.mark.parametrize(("quant_type", "group"), [("weight_only_int8", -1), ("weight_only_int4", 64)])
 def test_paddle_computes_our_logits_of_quantized_weights(
@@ -89,6 +91,7 @@ def test_a_quantized_gguf_becomes_bf16(tmp_path: Path) -> None:
     assert load_tokenizer(out).encode("hello") == load_tokenizer(source.path).encode("hello")
 
 
+@pytest.mark.conformance(33)
 def test_a_rank_has_its_share_and_the_collectives(tmp_path: Path) -> None:
     out = export(
         tiny_checkpoint(tmp_path, "qwen2", "bf16", tie_word_embeddings=False, num_hidden_layers=1), tmp_path / "out", 2

@@ -48,6 +48,7 @@ def edited(content: bytes, edits: list[tuple[float, str, bytes]]) -> bytes:
     return content
 
 
+@pytest.mark.conformance(31)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(file=st.sampled_from(FILES), edits=EDITS)
 @example(file="model.json", edits=[(0.0, "insert", b"[[[[")])

@@ -71,6 +71,7 @@ def test_blocks_hold_the_codes_as_they_are(bits: int, rows: object) -> None:
     np.testing.assert_array_equal(dequantize(blocks, kind), expected)
 
 
+@pytest.mark.conformance(32)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_paddle_quantizes_and_packs_to_the_same_bytes(bits: int, dtype: str) -> None:
