@@ -6,6 +6,7 @@ whatever the type of its parameters, because that runs on every machine, and unp
 several ranks it holds the collective operators (ring 0) that a rank's program needs.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,8 @@ class StaticDecoder(paddle.nn.Layer):
 
 def save_graph(parts: Parts, rank: int, directory: Path) -> None:
     """Writes one rank's model.json and model.pdiparams into `directory`."""
+    # Nothing here depends on a tensor's values, so tracing is enough, and Paddle need not rewrite the source.
+    paddle.jit.ignore_module([sys.modules[__name__]])
     with paddle.utils.unique_name.guard():  # ranks have parameters of the same names
         decoder = StaticDecoder(parts, rank)
         decoder.eval()

@@ -14,6 +14,7 @@ from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.export import PaddleOptions, export_model
 from oarlock_runtime.models.paddle.parameters import read_records
 from oarlock_runtime.models.paddle.parts import Scheme
+from oarlock_runtime.models.paddle.program import read_parameters
 from oarlock_runtime.models.tokenizer import load_tokenizer
 
 paddle: Any = pytest.importorskip("paddle", reason="needs the paddle extra")
@@ -108,6 +109,29 @@ def test_a_rank_has_its_share_and_the_collectives(tmp_path: Path) -> None:
     ops = json.loads((out / "rank_1" / "model.json").read_text())["program"]["regions"][0]["blocks"][0]["ops"]
     kinds = [op["#"] for op in ops]
     assert kinds.count("1.c_allreduce_sum") == 1 + 2 and "1.c_embedding" in kinds and "1.c_concat" in kinds
+
+
+@pytest.mark.conformance(31)
+def test_a_program_that_paddle_2_would_write_is_read(tmp_path: Path) -> None:
+    kinds = {"a": "float32", "b.10": "bfloat16", "b.2": "float16", "c": "int8", "d": "float8_e4m3fn"}
+    paddle.enable_static()
+    try:
+        with paddle.pir_utils.OldIrGuard():
+            program = paddle.static.Program()
+            block = program.global_block()
+            block.create_var(name="input_ids", shape=[-1, -1], dtype="int64", is_data=True)
+            for name, kind in kinds.items():
+                block.create_var(name=name, shape=[3, 300], dtype=kind, persistable=True)
+            feed = paddle.base.core.VarDesc.VarType.FEED_MINIBATCH
+            block.create_var(name="feed", type=feed, persistable=True)
+            (tmp_path / "model.pdmodel").write_bytes(program.desc.serialize_to_string())
+    finally:
+        paddle.disable_static()
+    found = read_parameters(tmp_path / "model.pdmodel")
+    assert [(parameter.name, parameter.dtype) for parameter in found] == [
+        *(("a", "f32"), ("b.10", "bf16"), ("b.2", "f16"), ("c", "i8"), ("d", "f8e4m3fn")),
+    ]
+    assert {parameter.dims for parameter in found} == {(3, 300)}
 
 
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:
