@@ -38,7 +38,7 @@ const char* name_of(WeightFormat format) {
 double tolerance(const PackedWeight& w) {
   bool quantized = w.format == WeightFormat::int8 || w.format == WeightFormat::int4;
   if (w.compute == DType::f32 || !quantized) return 2e-6;
-  return w.kernel->input == Input::tiles ? 4.5e-3 : 4e-6;  // bf16 weights; else the activations' scale adds its own term
+  return w.kernel->input == Input::raised ? 4.5e-3 : 4e-6;  // bf16 weights; else the activations' scale adds its own term
 }
 
 std::vector<uint8_t> random_source(const Case& c, std::mt19937& random) {

@@ -46,7 +46,10 @@ constexpr int64_t kLongK = 2048;    // beyond it, a piece's rows of x do not sta
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Bytes of a prepared row, and of its terms by group.
-int64_t prepared_row(Input input, int64_t k) { return input == Input::f32 ? 4 * k : input == Input::as_is ? 0 : 2 * k; }
+int64_t prepared_row(Input input, int64_t rows, int64_t k) {
+  if (input == Input::as_is) return 0;
+  return (input == Input::f32 || (input == Input::raised && rows == 1) ? 4 : 2) * k;
+}
 int64_t term_row(Input input, int64_t k) { return input == Input::digits || input == Input::words ? term_stride(k) : 0; }
 
 // Panels into pieces: fours, then pairs, then, unless panels belong together, single ones.
@@ -82,7 +85,7 @@ Activations prepare(ThreadPool& pool, Workspace& workspace, const Tensor& x, con
   }
   Prepare job;
   job.x = x;
-  job.stride = prepared_row(kernel.input, x.cols);
+  job.stride = prepared_row(kernel.input, x.rows, x.cols);
   job.data = workspace.activations();
   int64_t padded = round_up(x.rows, 16);
   job.terms = job.data + padded * job.stride;

@@ -1,5 +1,5 @@
-// Products by AMX tiles (TDPBF16PS). One row and a thousand use the same instruction, since no other sums in its order:
-// within 32 of k two chains, even and odd, then their sum onto the output.
+// Products by AMX tiles (TDPBF16PS): within 32 of k two chains, even and odd, then their sum onto the output. One row and a
+// thousand use the same instruction, except for a single row by quantized weights, where vectors compute the same.
 //
 // Tiles of x: rows in blocks of 16, a block's tiles along k one after the other, each [16 rows][32] bf16 = 1 KiB.
 #include <immintrin.h>
@@ -11,13 +11,15 @@ namespace {
 
 #include "cpu/gemm/tile_blocks.inl"
 #include "cpu/gemm/tile_expand.inl"
+#include "cpu/gemm/row_blocks.inl"
 
 constexpr int64_t kTilesAhead = 4;  // of quantized weights, drawn from memory while others are expanded
 constexpr int64_t kMostTiles = 64;  // along k in one go: two panels of them, and 256 rows of x, fit the L2 cache
 
-// x into tiles, tile by tile. Rows beyond the last one of a block stay as they are: a tile's rows do not mix.
+// x into tiles, tile by tile, or a single row, for quantized weights, into floats. Rows beyond the last one of a block stay as they are: a tile's rows do not mix.
 template <bool kRaise>
 void tile_rows(const Prepare& job, int64_t first, int64_t last) {
+  if (kRaise && job.x.rows == 1) return widen_row(job.x.as<uint16_t>(), job.x.cols, reinterpret_cast<float*>(job.data));
   for (int64_t block = first; block < last; block += 16) {
     int rows = int(last - block < 16 ? last - block : 16);
     uint8_t* to = job.data + block * job.stride;
@@ -114,6 +116,8 @@ void few_rows(const Product& job) {
       if (width == 3) one_block<3>(s);
       if (width == 2) one_block<2>(s);
       if (width == 1) one_block<1>(s);
+    } else if (job.x->rows == 1) {
+      one_row<kFormat == Format::int4>(job, panel, width);
     } else {
       if (width == 4) expanding_block<kFormat, 4>(job, panel);
       if (width == 3) expanding_block<kFormat, 3>(job, panel);
@@ -181,6 +185,7 @@ void many_rows(const Product& job) {
 
 template <Format kFormat>
 void product(const Product& job) {
+  if (kFormat != Format::bf16 && job.x->rows == 1) return few_rows<kFormat>(job);  // without tiles
   configure_tiles(job.rows < 16 ? job.rows : 16);
   job.rows <= 16 ? few_rows<kFormat>(job) : many_rows<kFormat>(job);
   _tile_release();
@@ -189,9 +194,9 @@ void product(const Product& job) {
 }  // namespace
 
 const Kernel kAmxBf16 = {"amx bf16", Layout::bf16, Input::tiles, 1 << 20, kDeepPanels, tile_rows<false>, product<Format::bf16>};
-const Kernel kAmxInt8 = {"amx int8",  Layout::int8_pairs, Input::tiles,         1 << 20,
+const Kernel kAmxInt8 = {"amx int8",  Layout::int8_pairs, Input::raised,        1 << 20,
                          kDeepPanels, tile_rows<true>,    product<Format::int8>};
-const Kernel kAmxInt4 = {"amx int4",  Layout::int4_pairs, Input::tiles,         1 << 20,
+const Kernel kAmxInt4 = {"amx int4",  Layout::int4_pairs, Input::raised,        1 << 20,
                          kDeepPanels, tile_rows<true>,    product<Format::int4>};
 
 }  // namespace oarlock::cpu

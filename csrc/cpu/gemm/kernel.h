@@ -51,7 +51,7 @@ OARLOCK_INLINE GroupView group_view(const uint8_t* panel, int64_t group) {
   return {record + 32 * half, nullptr, record + 64 + 512 * half};
 }
 
-// Activations as a kernel's prepare() leaves them: row r at data + r * stride (AMX: blocks of 16 rows, see amx.cpp).
+// Activations as a kernel's prepare() leaves them: row r at data + r * stride (AMX: see gemm_amx.cpp).
 // The integer kernels also have a scale a row, and a 4-byte term a row and group: -128 * sum(q) as int32 for int8, sum(q) as
 // float for int4.
 struct Activations {
@@ -95,7 +95,7 @@ struct Product {
   uint8_t* scratch = nullptr;  // kWeightScratch bytes
 };
 
-enum class Input : uint8_t { as_is, f32, tiles, digits, words };  // what prepare() makes of x
+enum class Input : uint8_t { as_is, f32, tiles, raised, digits, words };  // what prepare() makes of x
 
 struct Kernel {
   const char* name;

@@ -22,11 +22,12 @@ OARLOCK_INLINE __m512i raise(__m512i x) {
   return _mm512_or_si512(raised, _mm512_andnot_si512(magnitude_bits, x));
 }
 
-// f16 to bf16 * 2^-112, rounded to nearest: a rounded shift by three places (which spreads the sign), then the sign alone.
-OARLOCK_INLINE __m512i narrow(__m512h w) {
-  __m512i shifted = _mm512_mulhrs_epi16(_mm512_castph_si512(w), _mm512_set1_epi16(1 << 12));
-  return _mm512_and_si512(shifted, _mm512_set1_epi16(short(0x8fff)));
+// f16 to bf16 * 2^-112 in two steps, rounded to nearest: a rounded shift by three places, which spreads the sign, then, with
+// the mask 0x8fff, the sign alone.
+OARLOCK_INLINE __m512i shorten(__m512h w) {
+  return _mm512_mulhrs_epi16(_mm512_castph_si512(w), _mm512_set1_epi16(1 << 12));
 }
+OARLOCK_INLINE __m512i narrow(__m512h w) { return _mm512_and_si512(shorten(w), _mm512_set1_epi16(short(0x8fff))); }
 
 // A column's d or m for both of its elements in a tile row, times the shift.
 OARLOCK_INLINE __m512h by_column(const uint8_t* from, __m256h shift) {
@@ -36,30 +37,30 @@ OARLOCK_INLINE __m512h by_column(const uint8_t* from, __m256h shift) {
   return _mm512_castsi512_ph(_mm512_or_si512(low, _mm512_slli_epi32(low, 16)));
 }
 
-OARLOCK_INLINE void expand_int8(const GroupView& view, __m256h shift, uint8_t* tile) {
-  __m512h d = by_column(view.d, shift);
-#pragma GCC unroll 8
-  for (int row = 0; row < 16; ++row) {
-    __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(view.codes + row * 32));
-    __m512h w = _mm512_mul_ph(_mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(q)), d);
-    _mm512_store_si512(tile + row * 64, narrow(w));
-  }
+// Two k of 16 columns, a row of a tile, in f16.
+OARLOCK_INLINE __m512h int8_weights(const uint8_t* codes, int row, __m512h d) {
+  __m256i q = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + row * 32));
+  return _mm512_mul_ph(_mm512_cvtepi16_ph(_mm512_cvtepi8_epi16(q)), d);
 }
 
-OARLOCK_INLINE void expand_int4(const GroupView& view, __m256h shift, uint8_t* tile) {
+OARLOCK_INLINE __m512h int4_weights(const uint8_t* codes, int row, __m512h d, __m512h m) {
   // 0..15 twice, as f16: the lookup takes five bits of a lane, the code and one more that must not matter.
   const __m512i values =
       _mm512_broadcast_i64x4(_mm256_setr_epi16(0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500, 0x4600, 0x4700, 0x4800, 0x4880,
                                                0x4900, 0x4980, 0x4a00, 0x4a80, 0x4b00, 0x4b80));
+  __m512i four = _mm512_loadu_si512(codes + row / 4 * 64);
+  __m512i u = _mm512_permutexvar_epi16(_mm512_srli_epi16(four, 4 * (row % 4)), values);
+  return _mm512_fmadd_ph(d, _mm512_castsi512_ph(u), m);
+}
+
+OARLOCK_INLINE void expand_int8(const GroupView& view, __m256h shift, uint8_t* tile) {
+  __m512h d = by_column(view.d, shift);
+#pragma GCC unroll 8
+  for (int row = 0; row < 16; ++row) _mm512_store_si512(tile + row * 64, narrow(int8_weights(view.codes, row, d)));
+}
+
+OARLOCK_INLINE void expand_int4(const GroupView& view, __m256h shift, uint8_t* tile) {
   __m512h d = by_column(view.d, shift), m = by_column(view.m, shift);
-#pragma GCC unroll 4
-  for (int vector = 0; vector < 4; ++vector) {
-    __m512i codes = _mm512_loadu_si512(view.codes + vector * 64);
-#pragma GCC unroll 4
-    for (int row = 0; row < 4; ++row) {
-      __m512i u = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * row), values);
-      __m512h w = _mm512_fmadd_ph(d, _mm512_castsi512_ph(u), m);
-      _mm512_store_si512(tile + (vector * 4 + row) * 64, narrow(w));
-    }
-  }
+#pragma GCC unroll 16
+  for (int row = 0; row < 16; ++row) _mm512_store_si512(tile + row * 64, narrow(int4_weights(view.codes, row, d, m)));
 }
