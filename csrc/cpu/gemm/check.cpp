@@ -154,6 +154,8 @@ struct Checker {
     std::vector<float> x(c.rows * c.k), bias(c.n);
     for (float& value : x) value = to_float(to_bf16(normal(random)));
     for (int64_t r = 0; r < c.rows; r += 3) x[r * c.k + random() % c.k] *= 32;  // outliers, as real activations have
+    for (int64_t r = 4; r < c.rows; r += 5)                                     // products below the least normal number
+      for (int64_t i = 0; i < c.k; ++i) x[r * c.k + i] = to_float(to_bf16(std::ldexp(x[r * c.k + i], -124)));
     for (float& value : bias) value = normal(random);
     const float* with_bias = c.bias && !c.gated ? bias.data() : nullptr;
 

@@ -9,14 +9,15 @@
 namespace oarlock::cpu {
 namespace {
 
+#include "cpu/gemm/row_blocks.inl"
 #include "cpu/gemm/tile_blocks.inl"
 #include "cpu/gemm/tile_expand.inl"
-#include "cpu/gemm/row_blocks.inl"
 
 constexpr int64_t kTilesAhead = 4;  // of quantized weights, drawn from memory while others are expanded
 constexpr int64_t kMostTiles = 64;  // along k in one go: two panels of them, and 256 rows of x, fit the L2 cache
 
-// x into tiles, tile by tile, or a single row, for quantized weights, into floats. Rows beyond the last one of a block stay as they are: a tile's rows do not mix.
+// x into tiles, tile by tile, or a single row, for quantized weights, into floats. Rows beyond the last one of a block stay as
+// they are: a tile's rows do not mix.
 template <bool kRaise>
 void tile_rows(const Prepare& job, int64_t first, int64_t last) {
   if (kRaise && job.x.rows == 1) return widen_row(job.x.as<uint16_t>(), job.x.cols, reinterpret_cast<float*>(job.data));
