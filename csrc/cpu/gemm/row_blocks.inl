@@ -6,6 +6,9 @@
 // rows on, tiles are as fast.
 #pragma once
 
+#include "cpu/gemm/tile_blocks.inl"
+#include "cpu/gemm/tile_expand.inl"
+
 // Subnormal numbers are zero in its scope.
 class SubnormalsAreZero {
  public:
