@@ -13,7 +13,7 @@ from typing import Protocol
 from oarlock_runtime.errors import SettingError
 
 _ALL = "server.log"
-_RANK = re.compile(r"engine|worker-(\d+)")
+_RANK = re.compile(r"engine|rank-(\d+)")
 
 
 class Reporter(Protocol):

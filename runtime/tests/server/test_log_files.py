@@ -19,7 +19,7 @@ from oarlock_runtime.settings import Settings
 def test_lines_are_sorted_by_who_says_them(tmp_path: Path) -> None:
     console = io.StringIO()
     files = LogFiles(tmp_path / "log", 7, PlainReporter(console))
-    for line in ("starting", "engine: INFO loaded", "worker-2: INFO there", "server-1: ERROR bad", "engine room"):
+    for line in ("starting", "engine: INFO loaded", "rank-2: INFO there", "server-1: ERROR bad", "engine room"):
         files.line(line)
     files.progress("loading weights", 1.0)
     files.close()

@@ -7,7 +7,6 @@ reason, ends its requests.
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +31,6 @@ from oarlock_runtime.server.service import Service
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
-_log = logging.getLogger("oarlock.server")
 _encode = msgspec.json.Encoder().encode
 
 

@@ -2,7 +2,7 @@
 
 gRPC takes one message at a time, and one that is on its way can't be taken back: cancelling the task that waits for it
 would leave the call unfit for anything else. So requests, which may be cancelled, hand their messages to a task that
-isn't, and wait until it has taken them.
+isn't, and wait while too many stand before them.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Self
 
 import grpc
 
+_AHEAD = 16  # messages that may wait behind the one on its way, so that what a step brings is handed over at once
 _log = logging.getLogger("oarlock.server")
 
 
@@ -25,10 +26,13 @@ class Writer:
     def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes], patience: float) -> None:
         self._context = context
         self._patience = patience
-        self._next: asyncio.Queue[bytes] = asyncio.Queue(1)
+        self._next: asyncio.Queue[bytes] = asyncio.Queue(_AHEAD)
 
     async def put(self, message: bytes) -> None:
         """Hands over a message. SlowReaderError when it isn't taken within the slow reader's limit."""
+        if not self._next.full():
+            self._next.put_nowait(message)
+            return
         try:
             async with asyncio.timeout(self._patience):
                 await self._next.put(message)
