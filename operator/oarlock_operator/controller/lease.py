@@ -50,7 +50,7 @@ class Lease:
         """Returns when the lease is ours."""
         while not await self.try_once():
             left = self._seen_at + DURATION - self._clock()  # of the present holder's time, if it doesn't renew
-            await asyncio.sleep(min(RETRY, max(left, 0.2)))
+            await asyncio.sleep(min(RETRY, left) if left > 0 else RETRY)
         log.info("%s leads", self.identity)
 
     async def hold(self) -> None:
