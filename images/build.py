@@ -116,7 +116,7 @@ def _debootstrapped(out: Path) -> str:
         raise BuildError("debootstrap is not installed (Debian: apt install debootstrap)")
     tree = out / "base"
     shutil.rmtree(tree, ignore_errors=True)
-    _run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", _SUITE, tree)
+    _run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", _SUITE, tree, *_mirror())
     for folder in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(tree / folder, ignore_errors=True)
     container = _buildah("from", "scratch").strip()
@@ -125,6 +125,16 @@ def _debootstrapped(out: Path) -> str:
     _buildah("rm", container)
     shutil.rmtree(tree)
     return name
+
+
+def _mirror() -> list[str]:
+    """The Debian mirror that this machine's apt uses, which a network without a way out may have of its own."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Label: Debian"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except OSError:
+        return []
+    return done.stdout.split()[:1]
 
 
 _STORAGE = ("buildah", "--storage-driver", "vfs")

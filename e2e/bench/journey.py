@@ -8,6 +8,7 @@ The model is SmolLM2-135M-Instruct on a claim that all pods mount. Loading is fr
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import time
@@ -21,7 +22,7 @@ from cluster.processes import run
 from cluster.versions import bin_dir
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = ROOT / "dist" / "images"
+IMAGES = Path(os.environ.get("E2E_IMAGES") or ROOT / "dist" / "images")
 MODELS = Path.home() / ".cache" / "oarlock" / "models" / "pypi"
 SYSTEM, NAMESPACE, NAME = "oarlock-system", "models", "bench"
 _SECONDS = 120
@@ -158,6 +159,7 @@ def main() -> None:
         measure(cluster, values.model, values.rounds)
     finally:
         cluster.down()
+        shutil.rmtree(cluster.folder / "model", ignore_errors=True)
 
 
 if __name__ == "__main__":
