@@ -19,7 +19,7 @@ from oarlock_runtime.models.paddle.parts import NORM, Parts
 from oarlock_runtime.models.spec import rotary_frequencies
 from oarlock_runtime.models.tensors import Array
 
-RING = 0
+RING, SUM = 0, 0
 NAMES = {np.dtype("f4"): "float32", np.dtype("f2"): "float16", np.dtype("u2"): "bfloat16", np.dtype("i1"): "int8"}
 
 
@@ -66,7 +66,9 @@ class StaticDecoder(paddle.nn.Layer):
         else:
             logits = self._product(hidden, self.weights[parts.head_name], True)
         if last - first < spec.vocab:
-            logits = paddle._C_ops.c_concat(logits, self.rank, parts.ranks, RING, True, True)
+            shares = paddle._C_ops.all_gather(logits, RING, parts.ranks)  # one behind the other along the batch
+            shares = paddle.reshape(shares, [parts.ranks, -1, tokens, last - first])
+            logits = paddle.reshape(paddle.transpose(shares, [1, 2, 0, 3]), [-1, tokens, spec.vocab])
         return logits
 
     def _attention(self, hidden: Any, prefix: str, rotary: tuple[Any, Any], mask: Any) -> Any:
@@ -156,7 +158,7 @@ class StaticDecoder(paddle.nn.Layer):
 
     def _sum(self, hidden: Any) -> Any:
         """The sum of what all ranks have."""
-        return paddle._C_ops.c_allreduce_sum(hidden, RING, True, True) if self.parts.ranks > 1 else hidden
+        return paddle._C_ops.all_reduce(hidden, RING, SUM) if self.parts.ranks > 1 else hidden
 
 
 def save_graph(parts: Parts, rank: int, directory: Path) -> None:
