@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oarlock_runtime.cli.paddle.started import Started
-from oarlock_runtime.errors import OarlockError
+from oarlock_runtime.errors import OarlockError, SettingError
+from oarlock_runtime.models.checkpoint import model_file
 from oarlock_runtime.models.sources.paddle_catalogue import check_name
 from oarlock_runtime.server.paddle.environment import check, with_defaults
 from oarlock_runtime.server.place import place_of
@@ -64,6 +65,7 @@ def _start(name: str) -> int:
     environ |= addresses_of(environ) | model_of(environ, name or environ.get("model_name", ""))
     settings = Settings.load([], environ)
     place = place_of(settings)
+    _check_here(settings)
     busy = busy_port(settings)
     if busy:
         print(f"PORT: {busy} occupied! Please change the port!")
@@ -116,6 +118,16 @@ def _device() -> str:
     from oarlock_runtime import _C
 
     return "gpu" if "cuda" in _C.devices() and Path("/dev/nvidiactl").exists() else "cpu"
+
+
+def _check_here(settings: Settings) -> None:
+    """Raises for what would end the server as soon as it runs: no such model, or a device that the build lacks."""
+    from oarlock_runtime import _C
+
+    if settings.device not in _C.devices():
+        raise SettingError(f"DEVICE: this build has no {settings.device}; it runs models on {', '.join(_C.devices())}")
+    if "://" not in settings.model:
+        model_file(Path(settings.model).expanduser())
 
 
 def shm_warning() -> str | None:

@@ -18,6 +18,7 @@ from support.served import alive, free_ports, until
 from support.tiny import tiny_directory
 from support.triton import client_of, stream_of
 
+from oarlock_runtime import _C
 from oarlock_runtime.cli.paddle import start_server
 from oarlock_runtime.models.errors import SourceError
 
@@ -151,6 +152,7 @@ def test_a_busy_port_is_named_and_nothing_started(shell: Shell, model: Path, nam
         ({"MP_NUM": "3", "MP_NNODE": "2"}, "MP_NUM=3 must be a multiple of MP_NNODE=2"),
         ({"BATCH_SIZE": "257"}, "BATCH_SIZE=257 is out of range"),
         ({"DEVICE": "npu"}, "DEVICE='npu' is unknown"),
+        ({"MODEL_DIR": "/nowhere"}, "/nowhere: no such file or directory"),
         ({"OARLOCK_PADDLE_DEFAULTS": "mine"}, "give one of script, documented"),
         ({"INTER_PROC_PORT": "x"}, "INTER_PROC_PORT='x' is not an integer"),
         ({"MP_NNODE": "2", "MP_NUM": "2", "POD_IPS": "10.0.0.1"}, "POD_IPS='10.0.0.1' lists 1 hosts"),
@@ -160,7 +162,7 @@ def test_a_busy_port_is_named_and_nothing_started(shell: Shell, model: Path, nam
 def test_it_does_not_start_with_settings_that_can_not_work(
     shell: Shell, model: Path, environ: dict[str, str], words: str
 ) -> None:
-    done = shell.run("start_server", MODEL_DIR=str(model), **environ)
+    done = shell.run("start_server", **{"MODEL_DIR": str(model), **environ})
     assert done.returncode == 1 and words in done.stdout and len(done.stdout.splitlines()) == 1
     assert not shell.started()
 
@@ -208,20 +210,30 @@ def test_a_directory_that_is_there_is_served_and_an_unknown_name_is_not(tmp_path
         start_server.model_of(environ, "other")
 
 
+def test_a_device_that_the_build_lacks_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_C, "devices", lambda: ["cpu"])
+    monkeypatch.setenv("MODEL_DIR", str(model))
+    monkeypatch.setenv("DEVICE", "GPU")
+    assert start_server.main([]) == 1
+    assert "this build has no cuda; it runs models on cpu" in capsys.readouterr().out
+
+
 def test_as_a_containers_first_process_it_becomes_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class ReplacedError(Exception):
         pass
 
     def execve(program: str, words: list[str], environ: dict[str, str]) -> None:
         assert program == words[0] == sys.executable and words[-1] == "serve"
-        assert environ["MODEL_DIR"] == str(tmp_path) and environ["OUTPUT_LOG_TO_CONSOLE"] == "1"
+        assert environ["MODEL_DIR"] == str(model) and environ["OUTPUT_LOG_TO_CONSOLE"] == "1"
         raise ReplacedError
 
     for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
         monkeypatch.setenv(name, str(port))
-    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    monkeypatch.setenv("MODEL_DIR", str(model))
     monkeypatch.setattr(os, "getpid", lambda: 1)
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(ReplacedError):
