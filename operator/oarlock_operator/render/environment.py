@@ -38,6 +38,8 @@ def server_environment(deployment: ModelDeployment) -> EnvList:
         _field("POD_IPS", f"metadata.annotations['{names.POD_IPS}']"),
         _field("POD_0_IP", f"metadata.annotations['{names.POD_0_IP}']"),
         _field("HOST_IP", "status.podIP"),
+        # Should a member of an earlier formation still be there, the server refuses to meet it.
+        _field("OARLOCK_GROUP_EPOCH", f"metadata.labels['{names.EPOCH}']"),
         _field("OARLOCK_GROUP_EPOCH", f"metadata.labels['{names.EPOCH}']"),
         *_limits(spec.server),
         _value("OARLOCK_DRAIN_SECONDS", spec.drain_seconds),

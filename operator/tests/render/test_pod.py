@@ -50,6 +50,7 @@ def test_paddle_variables() -> None:
     assert found["POD_IPS"]["fieldRef"]["fieldPath"] == f"metadata.annotations['{names.POD_IPS}']"
     assert found["POD_0_IP"]["fieldRef"]["fieldPath"] == f"metadata.annotations['{names.POD_0_IP}']"
     assert found["HOST_IP"]["fieldRef"]["fieldPath"] == "status.podIP"
+    assert found["OARLOCK_GROUP_EPOCH"]["fieldRef"]["fieldPath"] == f"metadata.labels['{names.EPOCH}']"
     for _, variable, port in names.PORTS:
         assert found[variable] == str(port)
 
