@@ -123,6 +123,7 @@ def export_parser() -> Parser:
         default="auto",
         help="of the weights (default auto: the model's own, and bf16 for quantized ones)",
     )
+    flags.add_argument("--paddle-packing", choices=PADDLE_PACKINGS, default="auto", help="of MODEL, as for serve")
     paddle = flags.add_argument_group("for --to paddle")
     paddle.add_argument(
         "--quant-type",
@@ -157,7 +158,7 @@ def export(arguments: list[str]) -> int:
     from oarlock_runtime.models.paddle.parts import Scheme
 
     flags = export_parser().read(arguments)
-    checkpoint = open_checkpoint(local_path(flags.model))
+    checkpoint = open_checkpoint(local_path(flags.model), flags.paddle_packing)
     output = Path(flags.output).expanduser()
     scheme = Scheme(flags.dtype, flags.quant_type, flags.group_size, flags.packing)
     options = PaddleOptions(scheme, flags.ranks, flags.context)

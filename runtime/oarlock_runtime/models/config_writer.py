@@ -3,14 +3,17 @@
 A directory's own configuration is kept, but for what a former export added; a GGUF file's is made from its spec.
 """
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from oarlock_runtime.models.checkpoint import CONFIG, Checkpoint
 from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.families import FAMILIES
 from oarlock_runtime.models.fields import read_json
 from oarlock_runtime.models.paddle.directory import plain_config
-from oarlock_runtime.models.spec import ModelSpec, RopeSpec
+from oarlock_runtime.models.spec import ModelSpec, RopeSpec, rotary_frequencies
 
 # Keys that PaddleNLP's exporter adds, beside all that begin with `infer_model_` or `speculate_`.
 EXPORT_KEYS = (
@@ -35,13 +38,17 @@ def plain_config_of(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
         }
     else:
         values = _of_spec(spec)
+        if spec.qkv_bias != family.qkv_bias:
+            raise CheckpointError(
+                f"{checkpoint.path}: a bias of q, k and v has no place in a {family.name} config.json"
+            )
     exact = {"tie_word_embeddings": spec.tied_embeddings, "torch_dtype": TORCH_DTYPES[dtype]}
     return {"architectures": [family.architecture], "model_type": family.model_type} | values | exact
 
 
 def _of_spec(spec: ModelSpec) -> dict[str, Any]:
     if spec.attention_scale:
-        raise CheckpointError(f"an attention scale of {spec.attention_scale:g} can't be written into a config.json")
+        raise CheckpointError(f"attention.scale: {spec.attention_scale:g} can't be written into a config.json")
     values: dict[str, Any] = {
         "num_hidden_layers": spec.layers,
         "hidden_size": spec.hidden,
@@ -57,7 +64,7 @@ def _of_spec(spec: ModelSpec) -> dict[str, Any]:
     }
     if spec.sliding_window:
         values |= {"sliding_window": spec.sliding_window, "use_sliding_window": True, "max_window_layers": 0}
-    scaling = _rope_scaling(spec.rope)
+    scaling = _rope_scaling(spec.rope if spec.rope.scaling != "divisors" else _llama3_of(spec))
     if scaling is not None:
         values["rope_scaling"] = scaling
     if spec.bos_id is not None:
@@ -81,4 +88,21 @@ def _rope_scaling(rope: RopeSpec) -> dict[str, Any] | None:
             "beta_slow": rope.beta_slow,
             "attention_factor": rope.attention_factor,
         }
-    raise CheckpointError(f"rotary embedding scaled by {rope.scaling} can't be written into a config.json")
+    return {
+        "rope_type": "llama3",
+        "factor": rope.factor,
+        "low_freq_factor": rope.low_freq,
+        "high_freq_factor": rope.high_freq,
+        "original_max_position_embeddings": rope.original_context,
+    }
+
+
+def _llama3_of(spec: ModelSpec) -> RopeSpec:
+    """The llama3 scaling that a GGUF's divisors were made by; its low and high factors are 1 and 4 in every model."""
+    plain = rotary_frequencies(replace(spec, rope=replace(spec.rope, scaling="none")))
+    wanted = np.asarray(spec.rope.divisors)
+    for original in (1 << exponent for exponent in range(5, 21)):
+        rope = RopeSpec(spec.rope.base, "llama3", round(float(wanted.max()), 3), original)
+        if np.allclose(plain / rotary_frequencies(replace(spec, rope=rope)), wanted, rtol=1e-3):
+            return rope
+    raise CheckpointError("the rotary embedding's divisors (rope_freqs.weight) can't be written into a config.json")

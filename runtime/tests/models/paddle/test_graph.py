@@ -17,6 +17,7 @@ from oarlock_runtime.models.export import PaddleOptions, export_model
 from oarlock_runtime.models.paddle.parameters import read_records
 from oarlock_runtime.models.paddle.parts import Scheme
 from oarlock_runtime.models.paddle.program import read_parameters
+from oarlock_runtime.models.spec import rotary_frequencies
 from oarlock_runtime.models.tokenizer import load_tokenizer
 
 paddle: Any = pytest.importorskip("paddle", reason="needs the paddle extra")
@@ -85,10 +86,13 @@ def test_weights_go_to_paddle_and_back_bit_for_bit(tmp_path: Path, family: str, 
 
 
 def test_a_quantized_gguf_becomes_bf16(tmp_path: Path) -> None:
-    source = open_checkpoint(tiny_gguf(tmp_path, "llama", "q8_0", rope_scaling=None))
+    source = open_checkpoint(tiny_gguf(tmp_path, "llama", "q8_0"))
     out = export(source, tmp_path / "out")
     read = open_checkpoint(out)
     assert read["layers.0.q"].format == "bf16" and read["layers.0.attn_norm"].format == "f32"
+    assert (source.spec.rope.scaling, read.spec.rope.scaling) == ("divisors", "llama3")
+    frequencies = (rotary_frequencies(one.spec) for one in (source, read))
+    np.testing.assert_allclose(*frequencies, rtol=1e-5)
     for name, ref in source.tensors():
         np.testing.assert_allclose(read[name].dequantize(), ref.dequantize(), rtol=1 / 256)
     assert load_tokenizer(out).encode("hello") == load_tokenizer(source.path).encode("hello")
