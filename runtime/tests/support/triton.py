@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
-PATIENCE = 20.0  # seconds; nothing here should come near it
+PATIENCE = 60.0  # seconds; nothing here should come near it
 
 
 def tensor(payload: Any) -> triton.InferInput:
