@@ -13,7 +13,6 @@ namespace {
 #include "cpu/gemm/tile_blocks.inl"
 #include "cpu/gemm/tile_expand.inl"
 
-constexpr int64_t kTilesAhead = 4;  // of quantized weights, drawn from memory while others are expanded
 constexpr int64_t kMostTiles = 64;  // along k in one go: two panels of them, and 256 rows of x, fit the L2 cache
 
 // x into tiles, tile by tile, or a single row, for quantized weights, into floats. Rows beyond the last one of a block stay as
@@ -44,10 +43,7 @@ OARLOCK_INLINE void expand_tile(const Product& job, __m256h shift, int panel, in
   if (kFormat == Format::int8) expand_int8(group_view<false>(from, tile), shift, to);
   if (kFormat == Format::int4) expand_int4(group_view<true>(from, tile), shift, to);
   if (!kDraw) return;
-  constexpr int64_t kBytes = (kFormat == Format::int8 ? kInt8Record : kInt4Record) / 2;
-  const uint8_t* next = from + (tile + kTilesAhead) * kBytes;
-#pragma GCC unroll 9
-  for (int64_t at = 0; at < kBytes; at += 64) _mm_prefetch(next + at, _MM_HINT_T0);
+  draw_group<kFormat == Format::int4>(from, tile + kTilesAhead);
 }
 
 // Tiles [first, first + count) of a panel.

@@ -52,6 +52,8 @@ __attribute__((noinline)) void row_block(const Product& job, int first_panel) {
       d[p] = by_column(view.d, shift);
       if (kInt4) m[p] = by_column(view.m, shift);
       even[p] = odd[p] = _mm512_setzero_ps();
+      // int4 is held by its instructions, not by the memory.
+      if (!kInt4) draw_group<kInt4>(weights + p * job.panel_bytes, tile + kTilesAhead);
     }
 #pragma GCC unroll 16
     for (int row = 0; row < kTileK / 2; ++row) {
