@@ -95,6 +95,7 @@ def test_n_choices_with_seeds_of_their_own(client: Any, api: ScriptedApi) -> Non
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop_strings_end_the_text_before_them_and_the_request(client: Any, api: ScriptedApi, stream: bool) -> None:
     api.client.text = "one two\n\nthree" + "x" * 300
+    api.client.pace = 0.002  # so that it can't end before it is stopped
     answer = client.completions.create(model="tiny", prompt="a", stop=["\n\nth", "zzz"], max_tokens=400, stream=stream)
     if stream:
         chunks = list(answer)

@@ -185,9 +185,10 @@ def test_strict_bounds_the_time_between_frames(tokenizer: Tokenizer) -> None:
 
 
 def test_a_client_that_leaves_ends_its_request(api: ScriptedApi) -> None:
-    api.client.pace = 0.05
+    api.client.pace = 0.2
     with httpx.stream("POST", api.url + PATH, json={"text": "a", "stream": True}, timeout=20) as response:
         next(response.iter_lines())
+        api.client.pace = 5.0  # so that it can't end by itself
     until(lambda: api.client.aborted == 1)
     until(lambda: not api.service.live)
 
