@@ -31,6 +31,7 @@ void bind_comm(py::module_& module) {
   py::class_<MemberComm, std::shared_ptr<MemberComm>>(module, "Comm")
       .def(py::init(&make_ucx_comm), py::arg("rank"), py::arg("world"), py::arg("time_limit"), py::arg("library"))
       .def_property_readonly("address", [](const MemberComm& comm) { return py::bytes(comm.address()); })
+      .def_property_readonly("seconds", &MemberComm::seconds)
       .def("connect", &connect, py::arg("addresses"), py::arg("names"))
       .def("set_time_limit", &MemberComm::set_time_limit, py::arg("seconds"))
       .def("all_reduce", &all_reduce, py::arg("values"))

@@ -44,6 +44,7 @@ class UcxComm final : public MemberComm {
   const std::string& address() const override { return address_; }
   void connect(const std::vector<std::string>& addresses, const std::vector<std::string>& names) override;
   void set_time_limit(double seconds) override { time_limit_ = seconds; }
+  double seconds() const override { return std::chrono::duration<double>(spent_).count(); }
 
   int rank() const override { return rank_; }
   int world() const override { return world_; }
@@ -64,6 +65,18 @@ class UcxComm final : public MemberComm {
     ucp_ep_h endpoint = nullptr;
     ucs_status_t fault = UCS_OK;
     std::string name;
+  };
+  // Adds to the time that collectives have taken, until it goes out of scope.
+  class Timed {
+   public:
+    explicit Timed(Clock::duration& spent) : spent_(spent) {}
+    ~Timed() { spent_ += Clock::now() - start_; }
+    Timed(const Timed&) = delete;
+    Timed& operator=(const Timed&) = delete;
+
+   private:
+    Clock::duration& spent_;
+    const Clock::time_point start_ = Clock::now();
   };
 
   static void on_error(void* peer, ucp_ep_h endpoint, ucs_status_t status);
@@ -91,6 +104,7 @@ class UcxComm final : public MemberComm {
   std::vector<float> scratch_;
   const char* call_ = "";
   uint64_t sequence_ = 0;  // of calls, the same on every rank: a message's tag
+  Clock::duration spent_{};
   std::mutex abort_mutex_;
   std::string abort_reason_;
   std::atomic<bool> aborted_{false};
@@ -308,6 +322,7 @@ void UcxComm::reduce_scattered(float* values, int64_t count) {
 
 void UcxComm::all_reduce(float* values, int64_t count) {
   begin("all_reduce");
+  Timed timed(spent_);
   if (world_ == 1 || count == 0) return;
   if (scratch_.size() < size_t(world_ * count)) scratch_.resize(size_t(world_ * count));
   if (world_ == 2 || count * 4 <= kWholeBytes) return reduce_whole(values, count);
@@ -316,6 +331,7 @@ void UcxComm::all_reduce(float* values, int64_t count) {
 
 void UcxComm::all_gather(const void* mine, void* all, const std::vector<size_t>& bytes) {
   begin("all_gather");
+  Timed timed(spent_);
   require(int(bytes.size()) == world_, "all_gather wants ", world_, " sizes, not ", bytes.size());
   char* into = static_cast<char*>(all);
   for (int r = 0; r < world_; into += bytes[size_t(r++)]) {
@@ -329,6 +345,7 @@ void UcxComm::all_gather(const void* mine, void* all, const std::vector<size_t>&
 
 void UcxComm::gather(const void* mine, void* all, const std::vector<size_t>& bytes) {
   begin("gather");
+  Timed timed(spent_);
   require(int(bytes.size()) == world_, "gather wants ", world_, " sizes, not ", bytes.size());
   if (rank_ == 0) {
     std::memmove(all, mine, bytes[0]);
@@ -348,6 +365,7 @@ size_t UcxComm::broadcast(void* data, size_t bytes, size_t capacity) {
   char* buffer = reinterpret_cast<char*>(scratch_.data());
   uint64_t length = bytes;
   if (rank_ == 0) {
+    Timed timed(spent_);
     std::memcpy(buffer, &length, 8);
     std::memcpy(buffer + 8, data, bytes);
     for (int r = 1; r < world_; ++r) send(r, buffer, bytes + 8);
@@ -363,6 +381,7 @@ size_t UcxComm::broadcast(void* data, size_t bytes, size_t capacity) {
 
 void UcxComm::barrier() {
   begin("barrier");
+  Timed timed(spent_);
   char mine = 0;
   std::vector<char> theirs(size_t(world_), 0);
   for (int r = 0; r < world_; ++r)

@@ -19,6 +19,9 @@ class MemberComm : public Comm {
   virtual void connect(const std::vector<std::string>& addresses, const std::vector<std::string>& names) = 0;
   // From the next call on.
   virtual void set_time_limit(double seconds) = 0;
+  // Seconds that this rank has spent in collectives, waiting for peers included, but not those in which it waited for
+  // rank 0 to broadcast.
+  virtual double seconds() const = 0;
 };
 
 // time_limit: seconds that a call may wait for a peer. library: the file of libucp, or empty for the system's. DeviceError

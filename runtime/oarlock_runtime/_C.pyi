@@ -22,6 +22,10 @@ class Comm:
     def address(self) -> bytes:
         """What the others need to reach this rank."""
 
+    @property
+    def seconds(self) -> float:
+        """Time spent in collectives so far, waiting for peers included, but not for what rank 0 broadcasts."""
+
     def connect(self, addresses: list[bytes], names: list[str]) -> None:
         """Addresses of all ranks in order, and what errors call them; returns when all are connected."""
 

@@ -91,6 +91,21 @@ def test_decode_and_prefill(
     assert "floor" in capsys.readouterr().out
 
 
+def test_ranks_beside_the_whole_model(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    words = ["--model", str(tiny), "--batch", "1,3", "--context", "70", "--steps", "2", "--rounds", "2"]
+    assert main(["bench", "ranks", *words, "--threads", "2", "--json", str(out)]) == 0
+    assert "2 ranks with 1 each" in capsys.readouterr().err
+    results = json.loads(out.read_text())["results"]
+    assert [row["batch"] for row in results] == [1, 3]
+    assert all(row["exchanges"] > 0 and 0 < row["share"] < 1 for row in results)
+
+
+def test_ranks_share_the_threads_evenly(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "ranks", "--model", str(tiny), "--ranks", "2", "--threads", "3"]) == 2
+    assert "--threads 3 can't be shared evenly by --ranks 2" in capsys.readouterr().err
+
+
 def test_floor_of_the_machine_and_a_model(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "floor", "--seconds", "0.01", "--repeats", "1", "--threads", "1", "--model", str(tiny)]) == 0
     printed = capsys.readouterr().out

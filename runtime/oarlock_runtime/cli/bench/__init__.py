@@ -7,6 +7,7 @@ BENCHES = {
     "floor": "oarlock_runtime.cli.bench.floor",
     "decode": "oarlock_runtime.cli.bench.steps",
     "prefill": "oarlock_runtime.cli.bench.steps",
+    "ranks": "oarlock_runtime.cli.bench.ranks",
     "host": "oarlock_runtime.cli.bench.host",
     "table": "oarlock_runtime.cli.bench.summary",
 }

@@ -21,7 +21,26 @@ def load(
     step_tokens: int,
 ) -> CoreExecutor:
     """The model with a KV pool for `sequences` of `context` tokens, and steps of up to `step_tokens` tokens."""
-    options = ExecutorOptions(
+    options = options_of(checkpoint, flags, quantization, sequences=sequences, context=context, step_tokens=step_tokens)
+    with progress(f"loading {Path(checkpoint.path).name}", in_bytes=True) as shown:
+
+        def tell(state: LoadProgress) -> None:
+            shown.update(state.done, state.total)
+
+        return load_executor(checkpoint, options, tell)
+
+
+def options_of(
+    checkpoint: Checkpoint,
+    flags: argparse.Namespace,
+    quantization: Quantization,
+    *,
+    sequences: int,
+    context: int,
+    step_tokens: int,
+) -> ExecutorOptions:
+    """What `load` loads with."""
+    return ExecutorOptions(
         device=flags.device,
         dtype=flags.dtype,
         quantization=quantization,
@@ -33,12 +52,6 @@ def load(
         overlap=not flags.no_overlap,
         kv_blocks=sequences * -(-context // BLOCK_TOKENS),
     )
-    with progress(f"loading {Path(checkpoint.path).name}", in_bytes=True) as shown:
-
-        def tell(state: LoadProgress) -> None:
-            shown.update(state.done, state.total)
-
-        return load_executor(checkpoint, options, tell)
 
 
 def checkpoint_of(uri: str, load_format: str = "auto") -> Checkpoint:
