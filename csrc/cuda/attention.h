@@ -9,8 +9,9 @@
 
 namespace oarlock::cuda {
 
-// Long contexts are split into at most this many parts, and shorter ones every kSplitBlocks blocks. How a sequence is split
-// depends on its own length alone, and so does the result.
+// Long contexts are split into at most this many parts, and shorter ones every kSplitBlocks blocks, so that how a sequence is
+// split depends on its own length alone, and so does the result. Where that is not asked for, and there are sequences enough
+// for every multiprocessor, parts are longer: each costs a merge.
 constexpr int kMaxSplits = 32, kSplitBlocks = 8;
 // Where a context begins with shared blocks, these make half of the parts at most, and the rest of it the other half.
 constexpr int kMaxSharedSplits = kMaxSplits / 2, kMaxGroups = 16;
@@ -30,7 +31,7 @@ void attend_shared(cudaStream_t stream, const Device& device, const AttentionWor
 
 // Sequences of one token; leaves the rows of others alone. Sequences of context 0 (padding) are skipped.
 void attend_decode(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
-                   const AttentionShape& shape, KvLayer cache, const Batch& batch);
+                   const AttentionShape& shape, KvLayer cache, const Batch& batch, bool batch_invariant);
 
 // Every token by itself, as attend_decode treats the only one of a sequence, and with the same result to the last bit.
 void attend_each(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,

@@ -25,7 +25,7 @@ struct DecodeParams {
   float* partials;
   int* counters;
   int64_t q_stride, out_stride;
-  int queries, sequences, first_token, table_stride, heads, kv_heads, window;
+  int queries, sequences, first_token, table_stride, heads, kv_heads, window, split_blocks;
   bool settled;
   float scale;  // times log2(e)
 };
@@ -62,7 +62,8 @@ __device__ __forceinline__ Query query_of(const DecodeParams& p, int query) {
   return {p.context_lens[query], p.shared_blocks != nullptr ? p.shared_blocks[query] : 0};
 }
 __device__ __forceinline__ int own_splits(const DecodeParams& p, const Query& query) {
-  return splits_of(block_count(query.context, p.window) - query.shared, query.shared > 0 ? kMaxSplits / 2 : kMaxSplits);
+  return splits_of(block_count(query.context, p.window) - query.shared, p.split_blocks,
+                   query.shared > 0 ? kMaxSplits / 2 : kMaxSplits);
 }
 __device__ __forceinline__ int items_of(const DecodeParams& p, int query) {
   const Query q = query_of(p, query);
@@ -339,6 +340,7 @@ DecodeParams params_of(const AttentionWorkspace& workspace, Tensor out, Tensor q
   p.heads = shape.heads;
   p.kv_heads = shape.kv_heads;
   p.window = shape.window;
+  p.split_blocks = kSplitBlocks;
   p.scale = shape.scale * 1.4426950408889634f;
   return p;
 }
@@ -351,9 +353,11 @@ void launch_decode(cudaStream_t stream, const Device& device, const DecodeParams
 }  // namespace
 
 void attend_decode(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
-                   const AttentionShape& shape, KvLayer cache, const Batch& batch) {
+                   const AttentionShape& shape, KvLayer cache, const Batch& batch, bool batch_invariant) {
   DecodeParams p = params_of(workspace, out, qkv, shape, cache, batch);
   p.settled = batch.settled;
+  const int items = batch.sequences * shape.kv_heads;
+  if (!batch_invariant && items >= 3 * device.multiprocessors) p.split_blocks = 8 * kSplitBlocks;
   if (batch.groups > 0) p.shared_blocks = batch.shared_blocks;
   launch_decode(stream, device, p, qkv.dtype, shape.head_dim);
 }

@@ -5,11 +5,11 @@
 
 namespace oarlock::cuda {
 
-__device__ __forceinline__ int splits_of(int blocks, int most) {
-  const int splits = (blocks + kSplitBlocks - 1) / kSplitBlocks;
+__device__ __forceinline__ int splits_of(int blocks, int each, int most) {
+  const int splits = (blocks + each - 1) / each;
   return splits < most ? splits : most;
 }
-__device__ __forceinline__ int shared_splits(int blocks) { return splits_of(blocks, kMaxSharedSplits); }
+__device__ __forceinline__ int shared_splits(int blocks) { return splits_of(blocks, kSplitBlocks, kMaxSharedSplits); }
 
 // Where the part number `part` of a context leaves its sum of values, then the maximum and the sum of weights.
 __device__ __forceinline__ float* part_of(float* partials, int query, int kv_head, int part, int head, int kv_heads, int group,

@@ -18,7 +18,7 @@ int main(int count, char** arguments) try {
       limits.max_sequences = 256;
       limits.heads = 32;
       limits.head_dim = 128;
-      limits.gated_rows = 9728;
+      limits.gated_rows = 30000;
       CudaOps ops(0, type, limits, invariant);
       auto run = [&](const char* name, void (*part)(CudaOps&, check::Report&)) {
         if (only != "all" && only != name) return;

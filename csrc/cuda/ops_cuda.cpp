@@ -193,7 +193,7 @@ void CudaOps::attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvL
     return attend_each(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch);
   }
   if (batch.groups > 0) attend_shared(stream_, device_, attention_workspace_, qkv, shape, cache, batch);
-  attend_decode(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch);
+  attend_decode(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch, batch_invariant_);
   if (batch.tokens > batch.sequences) attend_prefill(stream_, device_, out, qkv, shape, cache, batch);
 }
 

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/isa.h"
 #include "model/executor.h"
+#include "model/shared_prefixes.h"
 
 namespace {
 
@@ -186,6 +187,38 @@ int check_format(const char* label, DType dtype, WeightFormat format) {
   return good ? 0 : 1;
 }
 
+// Block tables of one-token sequences, and what they are found to share.
+int check_prefixes() {
+  constexpr int kStride = 6;
+  const std::vector<std::vector<int32_t>> tables = {{7, 8, 9, 10, 11, 12}, {1, 2, 3, 0, 0, 0},  {7, 8, 9, 20, 0, 0},
+                                                    {1, 2, 4, 5, 0, 0},    {30, 0, 0, 0, 0, 0}, {7, 8, 9, 10, 0, 0},
+                                                    {7, 8, 9, 0, 0, 0}};
+  std::vector<int32_t> contexts = {6 * 64, 3 * 64 - 1, 3 * 64 + 1, 4 * 64, 5, 4 * 64 - 3, 3 * 64}, starts, flat;
+  for (int s = 0; s <= 7; ++s) starts.push_back(s);
+  for (const auto& table : tables) flat.insert(flat.end(), table.begin(), table.end());
+  Batch batch;
+  batch.tokens = batch.sequences = 7;
+  batch.query_starts = starts.data();
+  batch.context_lens = contexts.data();
+  batch.block_tables = flat.data();
+  batch.block_table_stride = kStride;
+
+  const PrefixGroups all = find_prefix_groups(batch, 1, 4), largest = find_prefix_groups(batch, 1, 1);
+  // The last one's own block is its third, so that two are shared by the four that begin with block 7.
+  bool good = all.members == std::vector<int32_t>{0, 2, 5, 6, 1, 3} && all.starts == std::vector<int32_t>{0, 4, 6} &&
+              all.shared_blocks == std::vector<int32_t>{2, 2, 2, 2, 0, 2, 2} && largest.groups() == 1 &&
+              largest.shared_blocks == std::vector<int32_t>{2, 0, 2, 0, 0, 2, 2} &&
+              find_prefix_groups(batch, 7, 4).groups() == 0;
+  // The last one fills the block that others go on reading.
+  good = good && !is_settled(batch);
+  contexts[6] = 3 * 64 - 1;
+  good = good && is_settled(batch);
+  batch.tokens = 8;
+  good = good && !is_settled(batch);
+  std::printf("shared prefixes %s\n", good ? "ok" : "FAILED");
+  return good ? 0 : 1;
+}
+
 }  // namespace
 }  // namespace oarlock
 
@@ -194,5 +227,6 @@ int main() {
   std::printf("decoder_check on %s\n", name_of(selected_isa()));
   int failed = check_format("f32", DType::f32, WeightFormat::f32) + check_format("bf16", DType::bf16, WeightFormat::bf16) +
                check_format("int8", DType::bf16, WeightFormat::int8) + check_format("int4", DType::bf16, WeightFormat::int4);
+  failed += check_prefixes();
   return failed == 0 ? 0 : 1;
 }

@@ -127,7 +127,7 @@ class CudaExecutor : public Executor {
   void submit(const Plan& plan) override {
     require(decoder_->blocks() > 0, "the model has not been finished");
     require(behind_.size() < kBehind, "a third step was submitted; ", kBehind, " may be on their way");
-    require(!lost_, "the device has failed; no more steps can be run");
+    if (lost_) throw DeviceError("the device has failed; no more steps can be run");
     check(plan, decoder_->config(), decoder_->limits(), decoder_->blocks(), drawn_);
     drawn_ = plan.batch.rows;
     if (!buffers_->fits(plan)) {

@@ -281,7 +281,7 @@ def test_memory_that_is_taken_is_refused(tmp_path: Path) -> None:
     same(run(executor, plan), expected)
 
 
-FAULT = """
+FAULT = r"""
 import ctypes, sys, time
 from pathlib import Path
 import numpy as np
