@@ -24,9 +24,7 @@ OARLOCK_INLINE __m512i raise(__m512i x) {
 
 // f16 to bf16 * 2^-112 in two steps, rounded to nearest: a rounded shift by three places, which spreads the sign, then, with
 // the mask 0x8fff, the sign alone.
-OARLOCK_INLINE __m512i shorten(__m512h w) {
-  return _mm512_mulhrs_epi16(_mm512_castph_si512(w), _mm512_set1_epi16(1 << 12));
-}
+OARLOCK_INLINE __m512i shorten(__m512h w) { return _mm512_mulhrs_epi16(_mm512_castph_si512(w), _mm512_set1_epi16(1 << 12)); }
 OARLOCK_INLINE __m512i narrow(__m512h w) { return _mm512_and_si512(shorten(w), _mm512_set1_epi16(short(0x8fff))); }
 
 // A column's d or m for both of its elements in a tile row, times the shift.

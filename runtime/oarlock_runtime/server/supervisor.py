@@ -14,48 +14,30 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from oarlock_runtime.errors import OarlockError, SettingError
 from oarlock_runtime.server.child import Child
 from oarlock_runtime.server.health import Health, State
 from oarlock_runtime.server.light_http import LightHttp
-from oarlock_runtime.server.log_files import LogFiles, Reporter
-from oarlock_runtime.server.metrics import Family, engine_families, merge, page
+from oarlock_runtime.server.log_files import Reporter
+from oarlock_runtime.server.metrics import engine_families, merge, page
 from oarlock_runtime.server.paddle.config_keys import applied, read_config
 from oarlock_runtime.server.paddle.series import paddle_families, renamed
 from oarlock_runtime.server.place import Place, place_of
 from oarlock_runtime.server.ports import address_of, hold, listen
+from oarlock_runtime.server.reporter import reporter_of
+from oarlock_runtime.server.scrapes import Scrapes
 from oarlock_runtime.settings import Settings
 
 _PACKAGE = "oarlock_runtime.server"
 _STOP_SECONDS = 5.0  # for a child that was told to end
 _FAREWELL_SECONDS = 1.0  # for servers to tell their clients that the engine is gone
-_SCRAPE_SECONDS = 1.0
 _WATCH_SECONDS = 0.5
-
-
-class PlainReporter:
-    """Lines on `stream`, fit for a pipe: progress at every tenth."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._last: tuple[str, int] = ("", -1)
-
-    def line(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
-
-    def progress(self, what: str, share: float) -> None:
-        tenth = (what, int(share * 10))
-        if tenth != self._last:
-            self._last = tenth
-            self.line(f"{what} {share:.0%}")
 
 
 def main(settings: Settings, reporter: Reporter | None = None) -> int:
@@ -69,7 +51,7 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
     leads = place.node == 0  # only the host of rank 0 answers clients
     ports = (("health_port", 1), ("metrics_port", 1), ("port", settings.server_processes if leads else 0))
     with contextlib.ExitStack() as stack:
-        reporter = _reporter(settings, reporter, stack)
+        reporter = reporter_of(settings, reporter, stack)
         sockets = [
             [stack.enter_context(one) for one in listen(settings, name, share)] if getattr(settings, name) else []
             for name, share in ports
@@ -85,16 +67,6 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
             settings = replace(settings, run_dir=made)
         os.makedirs(settings.run_dir, mode=0o700, exist_ok=True)
         return asyncio.run(_Supervisor(settings, place, reporter, started).run(*sockets))
-
-
-def _reporter(settings: Settings, given: Reporter | None, stack: contextlib.ExitStack) -> Reporter:
-    """`given`, or lines on stderr; with log_dir files, and standard output where that is wanted too."""
-    if not settings.log_dir:
-        return given or PlainReporter(sys.stderr)
-    console = (given or PlainReporter(sys.stdout)) if settings.log_to_console else None
-    files = LogFiles(Path(settings.log_dir).expanduser(), settings.log_backups, console)
-    stack.callback(files.close)
-    return files
 
 
 class _FailedError(OarlockError):
@@ -114,8 +86,7 @@ class _Supervisor:
         self._changed = asyncio.Event()  # a child told something or ended, or a signal came
         self._idle: set[Child] = set()
         self._left: set[Child] = set()  # workers whose rank 0 has ended
-        self._scrapes: dict[int, _Scrape] = {}
-        self._last_scrape = 0
+        self._scrapes = Scrapes()
 
     async def run(self, health: list[socket.socket], metrics: list[socket.socket], api: list[socket.socket]) -> int:
         loop = asyncio.get_running_loop()
@@ -247,9 +218,7 @@ class _Supervisor:
             case "left":
                 self._left.add(child)
             case "metrics":
-                scrape = self._scrapes.get(message["number"])
-                if scrape is not None:
-                    scrape.add(message["families"])
+                self._scrapes.take(message["number"], message["families"])
                 return
             case "beat":
                 return
@@ -370,37 +339,10 @@ class _Supervisor:
                 wait.cancel()
 
     async def _metrics(self) -> tuple[int, str, bytes]:
-        servers = [child for child in self._alive("server") if child.ready]
-        self._last_scrape += 1
-        number = self._last_scrape
-        scrape = self._scrapes[number] = _Scrape(len(servers))
-        for child in servers:
-            child.control.send("scrape", number=number)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SCRAPE_SECONDS):
-                await scrape.complete.wait()
-        del self._scrapes[number]
-        parts = scrape.parts
-        parts += [engine_families(child.stats, child.facts) for child in self._alive("engine") if child.stats]
+        families = await self._scrapes.families([child for child in self._alive("server") if child.ready])
         for child in self._alive("engine"):
             if child.stats:
-                parts.append(paddle_families(child.stats, child.facts, self._settings))
-        parts.append(self._health.families(self._children))
-        families = merge(parts)
-        return 200, "text/plain; version=0.0.4; charset=utf-8", page(families + renamed(families)).encode()
-
-
-class _Scrape:
-    """What the servers told for one call of /metrics."""
-
-    def __init__(self, servers: int) -> None:
-        self.parts: list[list[Family]] = []
-        self.complete = asyncio.Event()
-        self._servers = servers
-        if not servers:
-            self.complete.set()
-
-    def add(self, families: list[Family]) -> None:
-        self.parts.append(families)
-        if len(self.parts) == self._servers:
-            self.complete.set()
+                families.append(engine_families(child.stats, child.facts))
+                families.append(paddle_families(child.stats, child.facts, self._settings))
+        merged = merge([*families, self._health.families(self._children)])
+        return 200, "text/plain; version=0.0.4; charset=utf-8", page(merged + renamed(merged)).encode()

@@ -11,7 +11,7 @@ from support.served import Served, until
 
 from oarlock_runtime.errors import SettingError
 from oarlock_runtime.server.log_files import LogFiles
-from oarlock_runtime.server.supervisor import PlainReporter, _reporter
+from oarlock_runtime.server.reporter import PlainReporter, reporter_of
 from oarlock_runtime.settings import Settings
 
 
@@ -35,10 +35,10 @@ def test_the_console_setting_is_standard_output(tmp_path: Path, capfd: pytest.Ca
     for shown in (True, False):
         with ExitStack() as stack:
             settings = Settings(log_dir=str(tmp_path), log_to_console=shown)
-            _reporter(settings, None, stack).line("hello")
+            reporter_of(settings, None, stack).line("hello")
         out, err = capfd.readouterr()
         assert (out, err) == ("hello\n" if shown else "", "")
-    assert isinstance(_reporter(Settings(), None, ExitStack()), PlainReporter)
+    assert isinstance(reporter_of(Settings(), None, ExitStack()), PlainReporter)
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
