@@ -27,7 +27,7 @@ from cluster.versions import (
     module_proxy,
 )
 
-_GO_TOOLCHAIN = "v0.0.1-go1.25.5"  # fetched where no Go is installed
+_GO_TOOLCHAIN = "v0.0.1-go1.26.8"  # fetched where no Go is installed
 _STEP_SECONDS = 3600
 _LINK = "-s -w -X k8s.io/component-base/version.gitVersion=v1.{0} -X k8s.io/component-base/version.gitMajor=1"
 
@@ -145,7 +145,7 @@ def _go() -> str:
         match = re.search(r"go1\.(\d+)", said)
         if match and int(match[1]) >= int(GO.split(".")[1]):
             return found
-    folder = bin_dir().parent / "go"
+    folder = bin_dir().parent / _GO_TOOLCHAIN.removeprefix("v0.0.1-")
     program = folder / "bin" / "go"
     if not program.exists():
         _fetch_go(folder)
@@ -159,13 +159,13 @@ def _fetch_go(folder: Path) -> None:
     name = f"{_GO_TOOLCHAIN}.linux-{machine}"
     url = f"{module_proxy()}/golang.org/toolchain/@v/{name}.zip"
     print(f"fetching Go from {url}", file=sys.stderr)
-    partial = folder.with_suffix(".zip")
+    partial = folder.with_name(f"{folder.name}.zip")
     try:
         with urllib.request.urlopen(url, timeout=120) as answer, partial.open("wb") as file:
             shutil.copyfileobj(answer, file)
     except OSError as error:
         raise ClusterError(f"{url}: {error}; or install Go {GO} or newer") from None
-    unpacked = folder.with_suffix(".part")
+    unpacked = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(unpacked, ignore_errors=True)
     with zipfile.ZipFile(partial) as archive:
         archive.extractall(unpacked)
