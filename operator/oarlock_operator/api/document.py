@@ -45,14 +45,24 @@ class Document:
         return body, parse(body)
 
     def _read(self) -> dict[str, Any]:
-        text = sys.stdin.read() if self.target == "-" else Path(self.target).read_text(encoding="utf-8")
         try:
+            text = sys.stdin.read() if self.target == "-" else Path(self.target).read_text(encoding="utf-8")
             found = [document for document in yaml.safe_load_all(text) if document]
+        except UnicodeDecodeError:
+            raise DocumentError(f"{self.target}: is no text; a YAML file with one ModelDeployment is needed") from None
         except yaml.YAMLError as error:
-            raise DocumentError(f"{self.target}: {error}") from None
+            raise DocumentError(f"{self.target}: {_one_line(error)}") from None
         if len(found) != 1 or not isinstance(found[0], dict):
             raise DocumentError(f"{self.target}: {len(found)} documents; one ModelDeployment is needed")
         return found[0]
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the excerpt."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return " ".join(str(error).split())
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def for_model(source: str) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def _change(body: dict[str, Any], change: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise DocumentError(f"{change!r}: the value is not YAML: {error}") from None
+        raise DocumentError(f"{change!r}: the value is not YAML: {_one_line(error)}") from None
     place: Any = body
     for part in ("spec", *parts[:-1]):
         place = place.setdefault(part, {})

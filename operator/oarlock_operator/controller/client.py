@@ -63,12 +63,16 @@ class Api:
 
     @classmethod
     async def connect(cls, metrics: Metrics) -> "Api":
-        """With the pod's service account, or KUBECONFIG as kubectl reads it."""
+        """With the pod's service account, or KUBECONFIG as kubectl reads it. ConnectionError when there is neither."""
         configuration = kube.Configuration()
         try:
             kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         except kube_config.ConfigException:
-            await kube_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            try:
+                await kube_config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+            except kube_config.ConfigException as error:
+                text = "no cluster: neither a pod's service account nor a usable KUBECONFIG is here"
+                raise ConnectionError(f"{text} ({error})") from None
         return cls(kube.ApiClient(configuration), metrics)
 
     async def close(self) -> None:

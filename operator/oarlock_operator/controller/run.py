@@ -47,12 +47,12 @@ async def run(options: Options, stop: asyncio.Event | None = None) -> int:
         loop.add_signal_handler(number, stop.set)
     metrics = Metrics()
     health = Health(metrics)
-    port = await health.start(options.host, options.port)
-    log.info("health and metrics on %s:%d", options.host, port)
     api, lease_api = await Api.connect(metrics), await Api.connect(metrics)
     identity = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     lease = Lease(lease_api, options.lease_namespace, LEASE_NAME, identity)
     try:
+        port = await health.start(options.host, options.port)
+        log.info("health and metrics on %s:%d", options.host, port)
         health.ready = True
         if options.leader_election:
             if not await _unless(stop, lease.acquire()):

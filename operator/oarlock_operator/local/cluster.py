@@ -141,12 +141,14 @@ class LocalCluster:
         name = body["metadata"]["name"]
         if name in self.pods:
             return
-        wanted = parse(self.body).spec.parallelism.gpus_per_node
+        spec = parse(self.body).spec
+        wanted = spec.parallelism.gpus_per_node
         if wanted > len(self._free_gpus):
             self._waiting[name] = body
             return
         self._waiting.pop(name, None)
-        place = Place(self._models, self._folder / name, self._oarlock, self._share())
+        models = Path(spec.model.host_path) if spec.model.host_path else self._models
+        place = Place(models, self._folder / name, self._oarlock, self._share())
         uid = f"{name}-{next(self._numbers)}"
         address = take_address()
         gpus = sorted(self._free_gpus)[:wanted]

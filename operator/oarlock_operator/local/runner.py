@@ -36,7 +36,7 @@ class LocalError(OSError):
     """Something on this machine stands in the way; the text says what to do."""
 
 
-async def run(document: Document, settings: RenderSettings, port: int, state: Path | None) -> int:
+async def run(document: Document, port: int, state: Path | None) -> int:
     """Serves the deployment on 127.0.0.1:port. Returns 0 after a drain, 130 when it was cut short."""
     body, deployment = document.load()
     if deployment.spec.server.api_key_secret is not None and not os.environ.get("OARLOCK_API_KEY"):
@@ -52,7 +52,7 @@ async def run(document: Document, settings: RenderSettings, port: int, state: Pa
         cluster = LocalCluster(body, state or cache, folder / "pods", _oarlock(), len(_gpus()))
         with Screen() as screen:
             async with _services(cluster, port, screen) as port:
-                return await _serve(cluster, settings, document, f"http://127.0.0.1:{port}/v1", folder, screen)
+                return await _serve(cluster, document, f"http://127.0.0.1:{port}/v1", folder, screen)
 
 
 def _claim(lock: IO[str], name: str) -> None:
@@ -90,10 +90,9 @@ async def _services(cluster: LocalCluster, port: int, screen: Screen) -> AsyncIt
             await service.stop()
 
 
-async def _serve(
-    cluster: LocalCluster, settings: RenderSettings, document: Document, url: str, folder: Path, screen: Screen
-) -> int:
-    reconciler = Reconciler(cluster, settings, Metrics())
+async def _serve(cluster: LocalCluster, document: Document, url: str, folder: Path, screen: Screen) -> int:
+    # A node's folder is one of the user's own here.
+    reconciler = Reconciler(cluster, RenderSettings(allow_host_path=True), Metrics())
     cluster.wake = reconciler.wake
     cluster.told = screen.event
     signals = asyncio.Queue[int]()
