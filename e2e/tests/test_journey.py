@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from e2e_support import ROOT, SYSTEM
+from e2e_support.callers import nothing_failed, traffic
 from e2e_support.deployment import CHART, MD, OPERATOR, deployment
 from e2e_support.kube import Kube
 from e2e_support.shelf import Shelf
@@ -22,53 +20,6 @@ from e2e_support.weights import WeightServer
 from cluster.machine import Cluster
 
 RUNTIME = ROOT / "runtime"
-SERVER_IMAGE = "localhost/oarlock/runtime-cpu:0.1.0"
-
-
-@contextmanager
-def traffic(kube: Kube, threads: int = 2) -> Iterator[dict[str, Any]]:
-    """Streams chats through the Service while the block runs; the counts are there when it has ended."""
-    script = (Path(__file__).parent / "e2e_support" / "traffic.py").read_text()
-    name = f"traffic-{int(time.time())}"
-    host = f"{MD}.{kube.namespace}.svc.cluster.local"
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name},
-        "spec": {
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 70,
-            "securityContext": {
-                "runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [{
-                "name": "traffic",
-                "image": SERVER_IMAGE,
-                "imagePullPolicy": "IfNotPresent",
-                "command": ["python", "-c", script, host, str(threads), "SmolLM2"],
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-            }],
-        },
-    }  # fmt: skip
-    kube.apply(pod)
-    kube.until("traffic flows", lambda: _counts(kube, name).get("whole", 0) > 0, 60)
-    found: dict[str, Any] = {}
-    yield found
-    before = _counts(kube, name)["whole"]
-    kube.until("traffic still flows", lambda: _counts(kube, name)["whole"] > before + 2, 60)
-    kube.kubectl("exec", name, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
-    kube.until("traffic ends", lambda: kube.get("pod", name)["status"]["phase"] in ("Succeeded", "Failed"), 90)
-    found |= _counts(kube, name) | {"log": kube.kubectl("logs", name)}
-    kube.kubectl("delete", "pod", name, "--wait=false")
-
-
-def _counts(kube: Kube, name: str) -> dict[str, int]:
-    lines = re.findall(r"^counts (\{.*\})$", kube.kubectl("logs", name, check=False), re.M)
-    return dict(json.loads(lines[-1])) if lines else {}
-
-
-def nothing_failed(counts: dict[str, Any]) -> None:
-    assert counts["whole"] > 0 and counts["failed"] == 0, counts["log"][-3000:]
 
 
 KILLED = pytest.mark.parametrize("operator_dies", [False, True], ids=["operator lives", "operator killed"])
