@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,9 +59,20 @@ class Shell:
             timeout=START_SECONDS,
         )
 
+    def mpirun(self, command: str, hosts: list[dict[str, str]]) -> subprocess.CompletedProcess[str]:
+        """The command once for each host's environment, by one mpirun."""
+        words = ["mpirun", "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+        for number, own in enumerate(hosts):
+            own_words = [f"{name}={text}" for name, text in own.items()]
+            words += [":"] * (number > 0) + ["-np", "1", "env", *own_words]
+            words += [sys.executable, "-m", f"oarlock_runtime.cli.paddle.{command}"]
+        return subprocess.run(
+            words, cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=START_SECONDS
+        )
+
     def started(self) -> list[int]:
         """The pids on record."""
-        return [int(file.name) for file in (self.folder / "tmp").glob("oarlock-started-*/*")]
+        return [int(file.name) for file in (self.folder / "tmp").glob("**/oarlock-started-*/*")]
 
     def log(self) -> str:
         file = self.folder / "log" / "server.log"
@@ -143,6 +155,36 @@ def test_a_busy_port_is_named_and_nothing_started(shell: Shell, model: Path, nam
     assert done.returncode == 1
     assert done.stdout == f"PORT: {shell.ports[name]} occupied! Please change the port!\n"
     assert not shell.started() and not (shell.folder / "log").exists()
+
+
+@pytest.mark.parametrize("launcher", ["by hand", *(["mpirun"] if shutil.which("mpirun") else [])])
+def test_two_hosts_serve_one_model(shell: Shell, model: Path, launcher: str) -> None:
+    # Two loopback addresses stand for the hosts, and two directories for what each has of its own.
+    addresses = ("127.0.0.1", "127.0.0.2")
+    shell.environ |= {"MP_NNODE": "2", "MP_NUM": "2", "POD_IPS": ",".join(addresses), "POD_0_IP": addresses[0]}
+    hosts = []
+    for address in addresses:
+        own = {"TMPDIR": f"{shell.folder}/tmp/{address}", "FD_LOG_DIR": f"{shell.folder}/{address}"}
+        os.mkdir(own["TMPDIR"])
+        hosts.append({**own, "HOST_IP": address, "OARLOCK_HOST": address, "MODEL_DIR": str(model)})
+
+    def everywhere(command: str) -> str:
+        if launcher == "mpirun":
+            done = [shell.mpirun(command, hosts)]
+        else:  # any order does to start; the second host doesn't leave before the first has answered its clients
+            order = hosts if command == "stop_server" else reversed(hosts)
+            done = [shell.run(command, **host) for host in order]
+        assert [one.returncode for one in done] == [0] * len(done), [one.stdout + one.stderr for one in done]
+        return "".join(one.stdout for one in done)
+
+    said = everywhere("start_server")
+    assert "Master node, start serving ..." in said and "Slave node, start push mode" in said
+    logs = [shell.folder / address / "server.log" for address in addresses]
+    until(lambda: all(log.exists() and "Oarlock is ready" in log.read_text() for log in logs), START_SECONDS)
+    assert shell.ask(text="hi", max_dec_len=3, topp=0)["error_code"] == 0
+    everywhere("stop_server")
+    assert not shell.started()
+    assert all("stopped" in log.read_text().splitlines()[-1] for log in logs)
 
 
 @pytest.mark.conformance(5)
