@@ -123,7 +123,7 @@ def it_fails_and_recovers(kube: Kube, fault: Callable[[], None], mend: Callable[
     group = kube.status(MD)["groups"][0]
     assert group["epoch"] > status["epoch"]
     assert {uid for uid, _ in processes().values()} <= kube.uids(MD)
-    assert not_ready < READY_FALSE_SECONDS
+    assert not_ready < READY_FALSE_SECONDS and ended < ENDED_SECONDS
 
 
 def test_two_ranks_on_two_nodes_answer(kube: Kube) -> None:
