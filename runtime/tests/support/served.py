@@ -76,7 +76,10 @@ class Served:
         """Process ids by module name; server processes after the first get a number."""
         found: dict[str, int] = {}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            name = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[3].rpartition(".")[2]
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if len(words) < 4:  # it is forked, but not yet what it will be
+                continue
+            name = words[3].rpartition(".")[2]
             found[name if name not in found else f"{name}-{len(found)}"] = int(pid)
         return found
 
