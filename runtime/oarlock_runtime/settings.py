@@ -333,7 +333,7 @@ def help_text() -> str:
     """The page of all settings, for --help and the docs."""
     lines = []
     for name, description in DESCRIPTIONS.items():
-        facts = [f"default {show(name, DEFAULTS[name])}"]
+        facts = [] if DEFAULTS[name] == "" and not description.secret else [f"default {show(name, DEFAULTS[name])}"]
         if description.choices:
             facts.append("one of " + ", ".join(description.choices))
         elif description.low is not None and description.high is not None:
@@ -342,7 +342,7 @@ def help_text() -> str:
         flag = flag_of(name) + (f" | --no-{flag_of(name)[2:]}" if switch else "")
         lines += [
             f"  {flag}",
-            f"      {description.help} ({'; '.join(facts)})",
+            f"      {description.help}" + (f" ({'; '.join(facts)})" if facts else ""),
             f"      env: {', '.join(env_names(name))}",
         ]
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import difflib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         return int(values.command(values))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader of our output left (`render | head`): nothing more can be said, not even at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
     except (SpecError, DocumentError) as error:

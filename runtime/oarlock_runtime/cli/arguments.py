@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from oarlock_runtime.cli.dispatch import UsageError
 
+MODEL_HELP = "a path, hf://…, paddle://…, https://… or pypi://…"
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError, takes no abbreviations and shows defaults in its help."""

@@ -16,7 +16,7 @@ COMMANDS = {
     "serve": ("oarlock_runtime.cli.serve", "serve a model over HTTP with OpenAI's API"),
     "chat": ("oarlock_runtime.cli.chat", "talk to a model in the terminal"),
     "download": ("oarlock_runtime.cli.download", "fetch a model to this machine"),
-    "model": ("oarlock_runtime.cli.model", "inspect a checkpoint, or write a random one"),
+    "model": ("oarlock_runtime.cli.model", "inspect a model, export it to another container, or make a random one"),
     "bench": ("oarlock_runtime.cli.bench", "measure a server, a model in process, or this machine's floor"),
 }
 

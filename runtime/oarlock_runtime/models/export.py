@@ -23,7 +23,6 @@ from oarlock_runtime.models.spec import tensor_shapes
 from oarlock_runtime.models.tensors import DENSE
 
 Progress = Callable[[int, int], None]  # tensors (safetensors) or ranks (paddle) written, and in all
-CONTAINERS = ("paddle", "safetensors")
 GENERATION = "generation_config.json"
 BLOCK_TOKENS = 64
 LAYOUT_VERSION = "3.0.0.b4"  # of PaddleNLP, whose directories these are

@@ -59,6 +59,8 @@ def place_of(settings: Settings) -> Place:
     if nodes == 1:
         return Place((settings.pod_0_ip or _LOOPBACK,), 0, world)
     listed = [address.strip() for address in settings.pod_ips.split(",") if address.strip()]
+    if not listed:
+        raise SettingError(f"POD_IPS is not set: with MP_NNODE={nodes} it lists the {nodes} hosts, the same on each")
     if len(listed) != nodes:
         raise SettingError(f"POD_IPS={settings.pod_ips!r} lists {len(listed)} hosts where MP_NNODE={nodes} are wanted")
     if len(set(listed)) != nodes:

@@ -85,6 +85,8 @@ def _named(settings: Settings, name: str) -> Iterator[None]:
         choice = f"; choose another with {flag_of(name)} or {env_names(name)[-1]}"
         if error.errno == errno.EADDRINUSE:
             raise SettingError(f"port {port} of {settings.host} ({flag_of(name)}) is in use{choice}") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise SettingError(f"--host={settings.host!r} is no address of this machine") from None
         raise SettingError(f"can't listen on port {port} of {settings.host}: {error.strerror}{choice}") from None
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from oarlock_runtime.cli.bench import floor, inprocess, steps
-from oarlock_runtime.cli.bench.load import Load
-from oarlock_runtime.cli.bench.offline import arrivals_of
+from oarlock_runtime.cli.bench.load import Load, arrivals_of
 from oarlock_runtime.cli.dispatch import main
 
 

@@ -40,6 +40,7 @@ def test_several_ranks_of_one_host_need_no_addresses() -> None:
     ("changes", "message"),
     [
         ({"MP_NUM": "3"}, "MP_NUM=3 is not a multiple of MP_NNODE=2"),
+        ({"POD_IPS": ""}, "POD_IPS is not set: with MP_NNODE=2 it lists the 2 hosts"),
         ({"POD_IPS": "10.0.0.1"}, "lists 1 hosts where MP_NNODE=2 are wanted"),
         ({"POD_IPS": "10.0.0.1,10.0.0.1"}, "lists a host twice"),
         ({"POD_0_IP": ""}, "POD_0_IP is not set"),

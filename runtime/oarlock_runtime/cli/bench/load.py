@@ -1,5 +1,6 @@
 """How requests arrive: closed load (so many at once, the next when one ends) or Poisson arrivals at a rate."""
 
+import argparse
 import asyncio
 import random
 import time
@@ -22,10 +23,30 @@ class Load:
         return f"{self.rate:g}/s" if self.rate else f"{self.concurrency}"
 
 
+def loads_of(flags: argparse.Namespace) -> list[tuple[Load, int]]:
+    """Each load to offer, with the number of its requests."""
+    if flags.rate:
+        return [(Load(rate=flags.rate), flags.requests or 64)]
+    return [(Load(streams), flags.requests or max(4, 2 * streams)) for streams in flags.concurrency]
+
+
+def arrivals_of(load: Load, count: int, seed: str) -> list[float]:
+    """Poisson arrivals in seconds from the start; none for closed load."""
+    if not load.rate:
+        return []
+    dice = random.Random(f"arrivals {seed}")
+    times, now = [], 0.0
+    for _ in range(count):
+        times.append(now)
+        now += dice.expovariate(load.rate)
+    return times
+
+
 async def offer(load: Load, bodies: Sequence[bytes], send: Send, seed: str) -> tuple[list[Trace], float]:
     """Sends all bodies as the load says; their traces, and the seconds from the first byte to the last."""
     start = time.perf_counter()
-    traces = await (poisson(load.rate, bodies, send, seed) if load.rate else closed(load.concurrency, bodies, send))
+    arrivals = arrivals_of(load, len(bodies), seed)
+    traces = await (timed(arrivals, bodies, send) if load.rate else closed(load.concurrency, bodies, send))
     return traces, time.perf_counter() - start
 
 
@@ -41,16 +62,11 @@ async def closed(concurrency: int, bodies: Sequence[bytes], send: Send) -> list[
     return traces
 
 
-async def poisson(rate: float, bodies: Sequence[bytes], send: Send, seed: str) -> list[Trace]:
-    dice = random.Random(f"arrivals {seed}")
-    due = time.perf_counter()
+async def timed(arrivals: Sequence[float], bodies: Sequence[bytes], send: Send) -> list[Trace]:
+    start = time.perf_counter()
 
-    async def later(delay: float, body: bytes) -> Trace:
-        await asyncio.sleep(delay)
+    async def later(due: float, body: bytes) -> Trace:
+        await asyncio.sleep(max(0.0, start + due - time.perf_counter()))
         return await send(body)
 
-    tasks = []
-    for body in bodies:
-        tasks.append(asyncio.create_task(later(max(0.0, due - time.perf_counter()), body)))
-        due += dice.expovariate(rate)
-    return list(await asyncio.gather(*tasks))
+    return list(await asyncio.gather(*map(later, arrivals, bodies)))

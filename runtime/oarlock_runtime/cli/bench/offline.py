@@ -1,7 +1,6 @@
 """`oarlock bench --model …`: the same load as over HTTP, on an engine in this process: what serving costs beside it."""
 
 import argparse
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +11,8 @@ import numpy as np
 from oarlock_runtime.cli.bench import report
 from oarlock_runtime.cli.bench.client import Trace
 from oarlock_runtime.cli.bench.inprocess import checkpoint_of, load
-from oarlock_runtime.cli.bench.load import Load
-from oarlock_runtime.cli.bench.serving import loads_of, workload_of
-from oarlock_runtime.cli.bench.workload import LONGEST_SPREAD, Ask, draw
+from oarlock_runtime.cli.bench.load import Load, arrivals_of, loads_of
+from oarlock_runtime.cli.bench.workload import LONGEST_SPREAD, Ask, draw, workload_of
 from oarlock_runtime.cli.dispatch import UsageError
 from oarlock_runtime.cli.terminal import progress
 from oarlock_runtime.engine.config import EngineConfig
@@ -144,15 +142,3 @@ def make_engine(
         overlap=executor.overlap,
     )
     return Engine(executor, config)
-
-
-def arrivals_of(load_: Load, count: int, key: str) -> list[float]:
-    """Poisson arrivals in seconds from the start; none for closed load."""
-    if not load_.rate:
-        return []
-    dice = random.Random(f"arrivals {key}")
-    times, now = [], 0.0
-    for _ in range(count):
-        times.append(now)
-        now += dice.expovariate(load_.rate)
-    return times

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from oarlock_runtime import _C
-from oarlock_runtime.cli.arguments import Parser, integer, integers
+from oarlock_runtime.cli.arguments import MODEL_HELP, Parser, integer, integers
 from oarlock_runtime.cli.bench.execution import execution_flags
 from oarlock_runtime.cli.bench.inprocess import checkpoint_of, options_of
 from oarlock_runtime.cli.bench.report import write_json
@@ -114,7 +114,7 @@ def parser() -> Parser:
         "bench ranks",
         "Times decode steps of a model split over processes of this machine beside those of the whole one.",
     )
-    flags.add_argument("--model", required=True, help="a path, hf://…, https://… or pypi://…")
+    flags.add_argument("--model", required=True, help=MODEL_HELP)
     flags.add_argument("--ranks", type=integer(2, 64), default=2, help="that share the threads (default 2)")
     execution_flags(flags)
     flags.add_argument("--batch", type=integers(1, 4096), default=[1, 32], help="sequences (default 1,32)")

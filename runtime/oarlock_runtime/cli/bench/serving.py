@@ -7,18 +7,23 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from oarlock_runtime.cli.arguments import Parser, integer, integers, number
+from oarlock_runtime.cli.arguments import MODEL_HELP, Parser, integer, integers, number
 from oarlock_runtime.cli.bench import report
 from oarlock_runtime.cli.bench.client import Endpoint
 from oarlock_runtime.cli.bench.dialects import DIALECTS
 from oarlock_runtime.cli.bench.execution import execution_flags
-from oarlock_runtime.cli.bench.load import Load, offer
-from oarlock_runtime.cli.bench.workload import Ask, Workload, draw, single_words, text_of
+from oarlock_runtime.cli.bench.load import Load, loads_of, offer
+from oarlock_runtime.cli.bench.workload import Ask, Workload, draw, single_words, text_of, workload_of
 from oarlock_runtime.cli.dispatch import UsageError
 from oarlock_runtime.cli.terminal import progress, say, table
 from oarlock_runtime.errors import OarlockError
 
-EPILOG = """Other benches: oarlock bench floor | decode | prefill | host | table (each has --help).
+EPILOG = """Other benches, each with --help:
+  oarlock bench floor             what this machine can read and multiply a second
+  oarlock bench decode | prefill  one step of the core in process, beside its floor
+  oarlock bench ranks             a decode step of a model split over processes, beside the whole one's
+  oarlock bench host              the engine's own work in a step
+  oarlock bench table             all of these but ranks, and serving in process: `make bench`
 
 Examples
   oarlock bench --url http://127.0.0.1:9965 --concurrency 1,8,32,64
@@ -36,7 +41,7 @@ def parser() -> Parser:
     what.add_argument(
         "--url", action="append", default=[], help="an OpenAI-compatible server; twice = compared in turn"
     )
-    what.add_argument("--model", default="", help="a model to run in process instead (path or URI)")
+    what.add_argument("--model", default="", help=f"a model to run in process instead: {MODEL_HELP}")
     what.add_argument("--api-key", default="", help="sent as a bearer token")
     what.add_argument("--served-model", default="", help="model name to ask for (default: the first that is listed)")
     load = flags.add_argument_group("load")
@@ -84,19 +89,6 @@ def fields(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
     return value
-
-
-def workload_of(flags: argparse.Namespace) -> Workload:
-    if flags.last_id < flags.first_id:
-        raise UsageError(f"--last-id {flags.last_id} is below --first-id {flags.first_id}")
-    return Workload(flags.input, flags.output, flags.spread, flags.prefix, flags.first_id, flags.last_id)
-
-
-def loads_of(flags: argparse.Namespace) -> list[tuple[Load, int]]:
-    """Each load to offer, with the number of its requests."""
-    if flags.rate:
-        return [(Load(rate=flags.rate), flags.requests or 64)]
-    return [(Load(streams), flags.requests or max(4, 2 * streams)) for streams in flags.concurrency]
 
 
 def dialects_of(flags: argparse.Namespace) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from oarlock_runtime import _C
-from oarlock_runtime.cli.arguments import Parser, integer, integers, number
+from oarlock_runtime.cli.arguments import MODEL_HELP, Parser, integer, integers, number
 from oarlock_runtime.cli.bench.execution import execution_flags
 from oarlock_runtime.cli.bench.floor import prefill_operations
 from oarlock_runtime.cli.bench.inprocess import checkpoint_of, load
@@ -198,7 +198,7 @@ def parser(name: str) -> Parser:
         "prefill": "Times prompts of the core in process, beside the machine's bf16 rate.",
     }
     flags = Parser(f"bench {name}", about[name])
-    flags.add_argument("--model", required=True, help="a path, hf://…, https://… or pypi://…")
+    flags.add_argument("--model", required=True, help=MODEL_HELP)
     execution_flags(flags)
     if name == "decode":
         flags.add_argument("--batch", type=integers(1, 4096), default=[1, 8, 32], help="sequences (default 1,8,32)")

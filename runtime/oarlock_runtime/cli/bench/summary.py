@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from oarlock_runtime.cli.arguments import Parser
+from oarlock_runtime.cli.arguments import MODEL_HELP, Parser
 from oarlock_runtime.cli.bench import floor, host, serving, steps
 from oarlock_runtime.cli.terminal import say
 
@@ -21,7 +21,7 @@ def sections(model: str, quantizations: str) -> Sequence[tuple[str, list[str]]]:
 
 def run(arguments: list[str]) -> int:
     flags = Parser("bench table", "Measures floor, decode, prefill, host work and serving in process.")
-    flags.add_argument("--model", required=True, help="a path, hf://…, https://… or pypi://…")
+    flags.add_argument("--model", required=True, help=MODEL_HELP)
     flags.add_argument("--quantization", default="bf16,int8,int4", help="default bf16,int8,int4")
     values = flags.read(arguments[1:])
     benches = {"floor": floor.run, "decode": steps.run, "prefill": steps.run, "host": host.run, "serving": serving.run}

@@ -4,10 +4,13 @@ Every repeat draws new prompts, because a server would answer old ones from its 
 comparison are given the same ones.
 """
 
+import argparse
 import math
 import random
 from dataclasses import dataclass
 from typing import Protocol
+
+from oarlock_runtime.cli.dispatch import UsageError
 
 LONGEST_SPREAD = 4  # a lognormal length is at most so many times the mean
 
@@ -34,6 +37,12 @@ class Workload:
         shape = f"{self.input} in, {self.output} out"
         shape += f", lognormal of sigma {self.spread:g}" if self.spread else ""
         return shape + (f", after a shared prefix of {self.prefix}" if self.prefix else "")
+
+
+def workload_of(flags: argparse.Namespace) -> Workload:
+    if flags.last_id < flags.first_id:
+        raise UsageError(f"--last-id {flags.last_id} is below --first-id {flags.first_id}")
+    return Workload(flags.input, flags.output, flags.spread, flags.prefix, flags.first_id, flags.last_id)
 
 
 @dataclass(frozen=True)

@@ -72,17 +72,26 @@ def _parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="download_model.py",
         description="Fetches a ready-made static-graph model of PaddleNLP's.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    flags.add_argument("-m", "--model_name", default=DEFAULT, help="a name of the catalogue")
-    flags.add_argument("-d", "--dir", default="downloads", help="files go to DIR/MODEL_NAME/")
-    flags.add_argument("-n", "--nnodes", type=int, default=1, help="hosts that serve it together")
+    flags.add_argument("-m", "--model_name", default=DEFAULT, help=f"a name of the catalogue (default {DEFAULT})")
+    flags.add_argument("-d", "--dir", default="downloads", help="files go to DIR/MODEL_NAME/ (default downloads)")
+    flags.add_argument("-n", "--nnodes", type=int, default=1, help="hosts that serve it together (default 1)")
     flags.add_argument(
-        "-M", "--mode", choices=("master", "slave"), default="master", help="with --nnodes 2: which host"
+        "-M",
+        "--mode",
+        choices=("master", "slave"),
+        default="master",
+        help="with --nnodes 2: which host (default master)",
     )
     flags.add_argument("-s", "--speculate_model_path", default=None, help="fetch the draft too, into this directory")
-    flags.add_argument("-b", "--base_url", default=None, help=f"another server than {BASE_URL} (TAG is {TAG})")
+    flags.add_argument(
+        "-b",
+        "--base_url",
+        default=None,
+        help=f"a mirror: its files are at BASE_URL/TAG/NAME, where TAG is $tag, or {TAG} "
+        f"(default $PADDLE_MODELS_URL, or {BASE_URL})",
+    )
     flags.add_argument("-l", "--list", action="store_true", help="print the catalogue and the parts of each model")
     return flags
 

@@ -72,11 +72,12 @@ def _start(name: str) -> int:
         return 1
     if (small := shm_warning()) is not None:
         print(f"warning: {small}")
+    log = _log_folder(settings)
     print("Master node, start serving ..." if place.node == 0 else "Slave node, start push mode", flush=True)
     if os.getpid() == 1:
         os.execve(sys.executable, [sys.executable, *SERVE], environ | {"OUTPUT_LOG_TO_CONSOLE": "1"})
-    started = _launch(settings, environ)
-    print(f"the server is process {started.pid}; its log is {settings.log_dir}/server.log")
+    started = _launch(log, settings.log_to_console, environ)
+    print(f"the server is process {started.pid}; its log is {log}/server.log")
     return 0
 
 
@@ -141,11 +142,18 @@ def shm_warning() -> str | None:
     return f"{SHM} has {total >> 20} MiB; PaddleNLP asks for {SHM_BYTES >> 30} GiB (docker run --shm-size 32G)"
 
 
-def _launch(settings: Settings, environ: dict[str, str]) -> Started:
-    """Starts `oarlock serve`, which outlives us and keeps its log in files."""
-    log = Path(settings.log_dir)
-    log.mkdir(parents=True, exist_ok=True)
-    console = settings.log_to_console
+def _log_folder(settings: Settings) -> Path:
+    """Where the log is to be, made if it is not there."""
+    folder = Path(settings.log_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"FD_LOG_DIR={settings.log_dir} can't be made: {error.strerror}") from None
+    return folder
+
+
+def _launch(log: Path, console: bool, environ: dict[str, str]) -> Started:
+    """Starts `oarlock serve`, which outlives us and keeps its log in files of the folder `log`."""
     with (log / "console.log").open("ab") as file:
         # With a console, what comes before and beside the log goes where our own words go.
         server = subprocess.Popen(

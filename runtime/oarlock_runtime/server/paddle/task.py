@@ -1,4 +1,4 @@
-"""The task in a payload, and how a body is told from OpenAI's. Runs in the server processes."""
+"""The task in a payload, and the fields that tell a body from OpenAI's. Runs in the server processes."""
 
 from typing import Any
 
@@ -35,11 +35,6 @@ PRIVATE_FIELDS = frozenset(
         "benchmark",
     }
 )
-
-
-def is_private(document: dict[str, Any]) -> bool:
-    """Whether a body of /v1/chat/completions is PaddleNLP's: by a field of its own, or since it names no model."""
-    return document.get("model") is None or not PRIVATE_FIELDS.isdisjoint(document)
 
 
 def task_of_body(document: Any) -> Task:

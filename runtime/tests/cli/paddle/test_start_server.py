@@ -196,6 +196,7 @@ def test_two_hosts_serve_one_model(shell: Shell, model: Path, launcher: str) -> 
         ({"DEVICE": "npu"}, "DEVICE='npu' is unknown"),
         ({"MODEL_DIR": "/nowhere"}, "/nowhere: no such file or directory"),
         ({"OARLOCK_PADDLE_DEFAULTS": "mine"}, "give one of script, documented"),
+        ({"FD_LOG_DIR": "/proc/none/log"}, "FD_LOG_DIR=/proc/none/log can't be made"),
         ({"INTER_PROC_PORT": "x"}, "INTER_PROC_PORT='x' is not an integer"),
         ({"MP_NNODE": "2", "MP_NUM": "2", "POD_IPS": "10.0.0.1"}, "POD_IPS='10.0.0.1' lists 1 hosts"),
         ({"MP_NNODE": "2", "MP_NUM": "2", "POD_IPS": "10.0.0.1,10.0.0.2"}, "POD_0_IP is not set"),
