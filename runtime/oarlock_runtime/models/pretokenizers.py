@@ -1,4 +1,4 @@
-"""How byte-level BPE tokenizers cut text into words, by the names that GGUF files use for it.
+"""Byte-level BPE tokenizers, and how they cut text into words, by the names that GGUF files use for it.
 
 A GGUF names its pre-tokenizer but doesn't carry it, so the patterns are here; each gives the words that the model's own
 tokenizer.json gives. Runs in the server process.
@@ -7,10 +7,15 @@ tokenizer.json gives. Runs in the server process.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from tokenizers import Regex
+from tokenizers import Regex, decoders, normalizers
+from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers as stages
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
+
+from oarlock_runtime.models.errors import CheckpointError
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,6 +52,21 @@ class BpeStyle:
     whole_words: bool = False
     compose: bool = False
     add_bos: bool = False
+
+
+def byte_level_bpe(
+    vocab: dict[str, int], merges: list[tuple[str, str]], style: BpeStyle, source: Path | str
+) -> Backend:
+    """A byte-level tokenizer of that style. CheckpointError names `source` when vocabulary and merges don't fit."""
+    try:
+        backend = Backend(BPE(vocab, merges, ignore_merges=style.whole_words))
+    except Exception as error:  # the library raises its base class
+        raise CheckpointError(f"{source}: {error}") from error
+    backend.pre_tokenizer = style.split()
+    backend.decoder = decoders.ByteLevel()
+    if style.compose:
+        backend.normalizer = normalizers.NFC()
+    return backend
 
 
 _LLAMA3 = BpeStyle(partial(_matches, LLAMA3), whole_words=True, add_bos=True)

@@ -12,10 +12,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from oarlock_runtime.models.chat_template import ChatTemplate
-from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.fields import Fields
 from oarlock_runtime.models.gguf_header import LazyStrings, read_header
-from oarlock_runtime.models.pretokenizers import BPE_STYLES
+from oarlock_runtime.models.pretokenizers import BPE_STYLES, byte_level_bpe
 from oarlock_runtime.models.tensors import MappedFile
 from oarlock_runtime.models.tokenizer_source import TokenizerSource, add_ends
 
@@ -146,15 +145,7 @@ def _byte_level(fields: Fields, tokens: list[str]) -> tuple[Backend, bool]:
         left, _, right = merge.partition(" ")
         merges.append((left, right))
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    try:
-        backend = Backend(BPE(vocab, merges, ignore_merges=style.whole_words))
-    except Exception as error:  # the library raises its base class
-        raise CheckpointError(f"{fields.file}: {PREFIX}merges: {error}") from error
-    backend.pre_tokenizer = style.split()
-    backend.decoder = decoders.ByteLevel()
-    if style.compose:
-        backend.normalizer = normalizers.NFC()
-    return backend, style.add_bos
+    return byte_level_bpe(vocab, merges, style, f"{fields.file}: {PREFIX}merges"), style.add_bos
 
 
 def _token_id(fields: Fields, name: str, count: int) -> int | None:

@@ -9,13 +9,11 @@ import binascii
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, normalizers
-from tokenizers.models import BPE
 
 from oarlock_runtime.models.detokenizer import CHARACTER_OF_BYTE
 from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.fields import Fields, read_json
-from oarlock_runtime.models.pretokenizers import BPE_STYLES
+from oarlock_runtime.models.pretokenizers import BPE_STYLES, byte_level_bpe
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 STYLE_OF_CLASS = {
@@ -81,13 +79,4 @@ def _byte_level(
 ) -> Backend:
     kind = settings.text("tokenizer_class", "")
     name = STYLE_OF_CLASS.get(kind) or STYLE_OF_FAMILY.get(config.text("model_type", ""), "gpt2")
-    style = BPE_STYLES[name]
-    try:
-        backend = Backend(BPE(ids, merges, ignore_merges=style.whole_words))
-    except Exception as error:  # the library raises its base class
-        raise CheckpointError(f"{file}: {error}") from error
-    backend.pre_tokenizer = style.split()
-    backend.decoder = decoders.ByteLevel()
-    if style.compose:
-        backend.normalizer = normalizers.NFC()
-    return backend
+    return byte_level_bpe(ids, merges, BPE_STYLES[name], file)

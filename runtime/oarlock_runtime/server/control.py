@@ -4,7 +4,7 @@ Messages keep their borders (SOCK_SEQPACKET) and sending never waits: a message 
 dropped, so that a stuck supervisor can't stop the engine. An end that closes is how each side learns of the other's
 death.
 
-From a process: loading, error, ready, beat, idle, metrics, path. To a process: settings (the first), drain, stop,
+From a process: loading, error, ready, beat, idle, left, metrics, path. To a process: settings (the first), drain, stop,
 failed, scrape.
 """
 

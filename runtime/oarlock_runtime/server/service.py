@@ -11,7 +11,7 @@ from oarlock_runtime.ipc.client import EngineClient
 from oarlock_runtime.ipc.messages import EngineReady
 from oarlock_runtime.models.tokenizer import Tokenizer
 from oarlock_runtime.server.calls import Calls
-from oarlock_runtime.server.http.generation import Limits
+from oarlock_runtime.server.limits import Limits
 from oarlock_runtime.server.paddle.prepare import Rules
 from oarlock_runtime.server.server_metrics import ServerMetrics
 from oarlock_runtime.settings import Settings

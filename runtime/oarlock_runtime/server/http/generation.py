@@ -1,4 +1,4 @@
-"""From a request's fields to what the engine is asked: prompts as tokens, sampling, stop strings, shape of the answer.
+"""From a request's fields to what the engine is asked: its prompts' tokens, sampling, stop strings, the answer's shape.
 
 Runs in the server processes. Everything that can be wrong with a request is found here, before anything is queued.
 """
@@ -12,14 +12,13 @@ from oarlock_runtime.engine.grammar import ANY_OBJECT, check_schema
 from oarlock_runtime.engine.sampling import MAX_TOP_LOGPROBS, SamplingParams
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.models.tokenizer import Tokenizer
-from oarlock_runtime.server.http.fields import ChatFields, CompletionFields, GenerationFields, Message, ResponseFormat
+from oarlock_runtime.server.http.fields import ChatFields, CompletionFields, GenerationFields, ResponseFormat
+from oarlock_runtime.server.http.prompts import chat_tokens, prompt_tokens, prompts_of
 from oarlock_runtime.server.http.stops import MAX_STOP_LENGTH, MAX_STOPS
+from oarlock_runtime.server.limits import Limits
 
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for a completion; a chat goes on to the end of the context
 MAX_SALT = 256  # characters
-CHARACTERS_A_TOKEN = 512  # more than any token's: a text beyond context * this can't fit, and isn't tokenized to see
-_TEMPLATE_OWN = ("self", "messages", "tools", "add_generation_prompt")  # of a chat template's variables
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SAMPLING = (
     "temperature",
     "top_p",
@@ -33,19 +32,6 @@ _SAMPLING = (
     "ignore_eos",
     "min_tokens",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What this server can serve at most."""
-
-    vocab: int
-    max_context: int
-    max_output_tokens: int  # 0 = up to the context
-    max_n: int
-    max_prompts: int
-    max_choices: int  # of one call: as many as the batch and the queue hold together
-    end_ids: tuple[int, ...]  # the tokenizer's end tokens, some of which the model's own configuration may not name
 
 
 @dataclass(slots=True)
@@ -70,10 +56,8 @@ def prepare_completion(fields: CompletionFields, tokenizer: Tokenizer, limits: L
         raise RequestError(
             "best_of", f"best_of is {fields.best_of}; only best_of equal to n is supported", code="unsupported_value"
         )
-    if fields.prompt is None:
-        raise RequestError("prompt", "prompt is missing")
-    given = _prompts_of(fields.prompt, limits)
-    prompts = [_prompt_tokens(prompt, name, tokenizer, limits) for name, prompt in given]
+    given = prompts_of(fields.prompt, limits)
+    prompts = [prompt_tokens(prompt, name, tokenizer, limits) for name, prompt in given]
     logprobs = -1 if fields.logprobs is None else _alternatives("logprobs", fields.logprobs)
     echo = bool(fields.echo)
     sampling = _sampling(
@@ -91,15 +75,7 @@ def prepare_completion(fields: CompletionFields, tokenizer: Tokenizer, limits: L
 
 def prepare_chat(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Generation:
     """The same for a chat: its messages go through the model's own template."""
-    if fields.messages is None:
-        raise RequestError("messages", "messages is missing")
-    if not fields.messages:
-        raise RequestError("messages", "messages is empty; it must hold at least one message")
-    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(fields.messages)]
-    if sum(len(message["content"]) for message in messages) > limits.max_context * CHARACTERS_A_TOKEN:
-        raise _too_long("messages", None, limits)
-    text = tokenizer.render_chat(messages, **_template_variables(fields.chat_template_kwargs or {}))
-    prompt = _checked(tokenizer.encode(text, add_special=False, field="messages"), "messages", limits)
+    prompt = chat_tokens(fields, tokenizer, limits)
     logprobs = -1
     if fields.top_logprobs is not None and not fields.logprobs:
         raise RequestError("top_logprobs", "top_logprobs needs logprobs to be true")
@@ -111,14 +87,6 @@ def prepare_chat(fields: ChatFields, tokenizer: Tokenizer, limits: Limits) -> Ge
         raise RequestError(name, f"{name} is {wanted}; it must be at least 1")
     sampling = _sampling(fields, [prompt], limits, wanted, name, top_logprobs=logprobs)
     return _generation(fields, True, [prompt], sampling, logprobs, [])
-
-
-def _template_variables(given: dict[str, Any]) -> dict[str, Any]:
-    for name in given:
-        if name in _TEMPLATE_OWN:
-            field_name = f"chat_template_kwargs.{name}"
-            raise RequestError(field_name, f"{field_name} can't be set: it is made from the request's other fields")
-    return given
 
 
 def _generation(
@@ -146,79 +114,10 @@ def _generation(
     )
 
 
-def _prompts_of(prompt: str | list[Any], limits: Limits) -> list[tuple[str, str | list[int]]]:
-    """(name, text or token ids) of each prompt in any of the four forms."""
-    if isinstance(prompt, str):
-        return [("prompt", prompt)]
-    if not prompt:
-        raise RequestError("prompt", "prompt is an empty list; give a text, token ids, or a list of either")
-    kinds = {type(item) for item in prompt}
-    if len(kinds) > 1:
-        raise RequestError("prompt", "prompt mixes texts, token ids and lists; all its items must be of one kind")
-    if kinds == {int}:
-        return [("prompt", prompt)]
-    if len(prompt) > limits.max_prompts:
-        raise RequestError("prompt", f"prompt holds {len(prompt)} prompts; at most {limits.max_prompts} are allowed")
-    return [(f"prompt[{index}]", item) for index, item in enumerate(prompt)]
-
-
-def _prompt_tokens(prompt: str | list[int], name: str, tokenizer: Tokenizer, limits: Limits) -> list[int]:
-    if isinstance(prompt, str):
-        if len(prompt) > limits.max_context * CHARACTERS_A_TOKEN:
-            raise _too_long(name, None, limits)
-        return _checked(tokenizer.encode(prompt, add_special=True, field=name), name, limits)
-    if prompt and not 0 <= min(prompt) <= max(prompt) < limits.vocab:
-        bad = next(token for token in prompt if not 0 <= token < limits.vocab)
-        raise RequestError(name, f"{name} holds the token id {bad}; ids must be from 0 to {limits.vocab - 1}")
-    return _checked(prompt, name, limits)
-
-
-def _checked(tokens: list[int], name: str, limits: Limits) -> list[int]:
-    if not tokens:
-        raise RequestError(name, f"{name} is empty; at least one token is needed")
-    if len(tokens) >= limits.max_context:
-        raise _too_long(name, len(tokens), limits)
-    return tokens
-
-
-def _too_long(name: str, tokens: int | None, limits: Limits) -> RequestError:
-    length = "far more tokens than fit" if tokens is None else f"{tokens} tokens"
-    return RequestError(
-        name,
-        f"{name} is {length}; the context is {limits.max_context} tokens, prompt and answer together",
-        code="context_length_exceeded",
-    )
-
-
 def _alternatives(name: str, count: int) -> int:
     if not 0 <= count <= MAX_TOP_LOGPROBS:
         raise RequestError(name, f"{name} is {count}; it must be from 0 to {MAX_TOP_LOGPROBS}")
     return count
-
-
-def _message(message: Message, name: str) -> dict[str, str]:
-    for field_name in ("audio", "function_call", "tool_calls"):
-        if getattr(message, field_name):
-            raise RequestError(
-                f"{name}.{field_name}", f"{name}.{field_name} is not supported", code="unsupported_parameter"
-            )
-    if message.role not in _ROLES:
-        raise RequestError(f"{name}.role", f"{name}.role is {message.role!r}; it must be one of {', '.join(_ROLES)}")
-    content = message.content
-    if content is None:
-        content = message.refusal
-    if content is None:
-        raise RequestError(f"{name}.content", f"{name}.content is missing")
-    if not isinstance(content, str):
-        for index, part in enumerate(content):
-            if part.type != "text" or part.text is None:
-                place = f"{name}.content[{index}]"
-                raise RequestError(
-                    place, f"{place} is of type {part.type!r}; only {{'type': 'text', 'text': …}} is supported"
-                )
-        content = "\n".join(part.text or "" for part in content)
-    told = {"role": _ROLES[message.role], "content": content}
-    return told if message.name is None else {**told, "name": message.name}
 
 
 def _cache_salt(salt: str) -> str:

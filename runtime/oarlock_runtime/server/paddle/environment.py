@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 
 from oarlock_runtime.errors import SettingError
+from oarlock_runtime.settings import DESCRIPTIONS
 
 CHOICE = "OARLOCK_PADDLE_DEFAULTS"  # script (as start_server has them) or documented (as PaddleNLP's table has them)
 _SCRIPT = {
@@ -41,13 +42,6 @@ _DOCUMENTED = {
     "INTER_PROC_PORT": "56666",
 }
 _DEFAULTS = {"script": _SCRIPT, "documented": _SCRIPT | _DOCUMENTED}
-_ALIASES = {  # of variables with a default here: one of the older names keeps the default out
-    "HEALTH_HTTP_PORT": ("HTTP_PORT",),
-    "SERVICE_GRPC_PORT": ("GRPC_PORT",),
-    "METRICS_HTTP_PORT": ("METRICS_PORT",),
-    "INTER_PROC_PORT": ("INTER_QUEUE_PORT", "INFER_QUEUE_PORT"),
-    "SERVICE_HTTP_PORT": ("PUSH_MODE_HTTP_PORT",),
-}
 MAX_BATCH, SAFE_BATCH = 256, 128
 
 # Variables of PaddleNLP's server that are accepted and change nothing: another part does their work, or none is needed.
@@ -88,9 +82,14 @@ def with_defaults(environ: Mapping[str, str]) -> dict[str, str]:
         raise SettingError(f"{CHOICE}={chosen!r} is unknown: give one of {', '.join(_DEFAULTS)}")
     filled = {name: text for name, text in environ.items() if name != CHOICE}
     for name, text in _DEFAULTS[chosen].items():
-        if not any(environ.get(one, "").strip() for one in (name, *_ALIASES.get(name, ()))):
+        if not any(environ.get(one, "").strip() for one in _names(name)):  # an older name keeps the default out, too
             filled[name] = text
     return filled
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """All names of PaddleNLP's for what variable `name` sets."""
+    return next((described.env for described in DESCRIPTIONS.values() if name in described.env), (name,))
 
 
 def check(environ: Mapping[str, str]) -> list[str]:

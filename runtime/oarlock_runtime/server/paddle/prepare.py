@@ -11,7 +11,7 @@ from typing import Any
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.errors import RequestError
 from oarlock_runtime.models.tokenizer import Tokenizer
-from oarlock_runtime.server.http.generation import CHARACTERS_A_TOKEN, Limits
+from oarlock_runtime.server.limits import CHARACTERS_A_TOKEN, Limits
 from oarlock_runtime.server.paddle.block_plan import BlockPlan
 from oarlock_runtime.server.paddle.checks import check
 from oarlock_runtime.server.paddle.failure import REJECTED, PaddleError, unexpected
