@@ -21,15 +21,14 @@ from dataclasses import replace
 from typing import Any
 
 from oarlock_runtime.errors import OarlockError, SettingError
+from oarlock_runtime.server.announcement import ready_lines
 from oarlock_runtime.server.child import Child
 from oarlock_runtime.server.health import Health, State
 from oarlock_runtime.server.light_http import LightHttp
 from oarlock_runtime.server.log_files import Reporter
-from oarlock_runtime.server.metrics import engine_families, merge, page
 from oarlock_runtime.server.paddle.config_keys import applied, read_config
-from oarlock_runtime.server.paddle.series import paddle_families, renamed
 from oarlock_runtime.server.place import Place, place_of
-from oarlock_runtime.server.ports import address_of, hold, listen
+from oarlock_runtime.server.ports import hold, listen
 from oarlock_runtime.server.reporter import reporter_of
 from oarlock_runtime.server.scrapes import Scrapes
 from oarlock_runtime.settings import Settings
@@ -134,32 +133,12 @@ class _Supervisor:
                 late = ", ".join(child.name for child in self._children if not child.ready)
                 raise _FailedError(f"not ready after {self._settings.start_timeout:g} s: {late}")
             self._health.serve(self._children)
-            self._announce(settings)
+            seconds = time.monotonic() - self._started
+            for line in ready_lines(settings, self._place, self._children[0].facts, seconds):
+                self._report.line(line)
             async with self._watch():
                 await self._wait(self._all_left, None)
         return await (self._drain() if self._place.node == 0 else self._follow_to_the_end())
-
-    def _announce(self, settings: Settings) -> None:
-        seconds = time.monotonic() - self._started
-        if self._place.node > 0:
-            ranks = ", ".join(map(str, self._place.local_ranks))
-            self._report.line(
-                f"Oarlock is ready: rank {ranks} of {self._place.world}; {self._place.addresses[0]} answers clients, "
-                f"in {seconds:.1f} s"
-            )
-            return
-        facts = self._children[0].facts
-        self._report.line(
-            f"weights {facts['weight_bytes'] / 1e6:.0f} MB, KV cache {facts['kv_bytes'] / 1e6:.0f} MB "
-            f"({facts['blocks']} blocks of 64 tokens), context {facts['max_context']} tokens"
-        )
-        where = " and ".join(
-            ([f"http://{address_of(settings, 'port')}/v1"] if settings.port else [])
-            + ([f"grpc://{address_of(settings, 'grpc_port')}"] if settings.grpc_port else [])
-        )
-        self._report.line(
-            f"Oarlock is ready: {where} (model {settings.model_name}) in {time.monotonic() - self._started:.1f} s"
-        )
 
     async def _fetched(self, deadline: float) -> Settings:
         """The settings with the model on this machine."""
@@ -339,10 +318,6 @@ class _Supervisor:
                 wait.cancel()
 
     async def _metrics(self) -> tuple[int, str, bytes]:
-        families = await self._scrapes.families([child for child in self._alive("server") if child.ready])
-        for child in self._alive("engine"):
-            if child.stats:
-                families.append(engine_families(child.stats, child.facts))
-                families.append(paddle_families(child.stats, child.facts, self._settings))
-        merged = merge([*families, self._health.families(self._children)])
-        return 200, "text/plain; version=0.0.4; charset=utf-8", page(merged + renamed(merged)).encode()
+        servers = [child for child in self._alive("server") if child.ready]
+        own = self._health.families(self._children)
+        return await self._scrapes.page(servers, self._alive("engine"), own, self._settings)
