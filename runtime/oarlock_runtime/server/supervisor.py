@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from oarlock_runtime.errors import OarlockError, SettingError
@@ -44,6 +45,12 @@ def main(settings: Settings, reporter: Reporter | None = None) -> int:
     started = time.monotonic()
     if not settings.model:
         raise SettingError("no model is given: say `--model PATH`, or set MODEL_DIR")
+    here = "://" not in settings.model and settings.load_format != "dummy"  # which takes the name of a preset, too
+    if here and not Path(settings.model).expanduser().exists():
+        source = settings.sources.get("model", "model").replace("argument", "MODEL")
+        raise SettingError(
+            f"{source}={settings.model!r}: no such file or directory; an address such as hf://… is fetched"
+        )
     if not settings.port and not settings.grpc_port:
         raise SettingError("--port and --grpc-port are both off; nobody could call")
     place = place_of(settings)

@@ -226,16 +226,22 @@ def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason(tmp_path: 
     assert "Traceback" not in server.output
 
 
+@pytest.mark.parametrize(("words", "name"), [(["/nowhere/m"], "MODEL"), (["--model", "/nowhere/m"], "--model")])
+def test_a_model_that_is_not_there_is_named_before_anything_is_started(words: list[str], name: str) -> None:
+    with pytest.raises(SettingError, match=f"^{name}='/nowhere/m': no such file"):
+        main(Settings.load(words, {}))
+
+
 def test_a_busy_port_is_named_before_anything_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         busy = taken.getsockname()[1]
         health, metrics, grpc = free_ports(3)
         others = {"health_port": health, "metrics_port": metrics}
         for share in (1, 2):
-            settings = Settings(model="none", port=busy, grpc_port=grpc, server_processes=share, **others)
+            settings = Settings(model=str(tmp_path), port=busy, grpc_port=grpc, server_processes=share, **others)
             with pytest.raises(SettingError, match=f"port {busy} of 127.0.0.1 .--port. is in use"):
                 main(settings)
-        settings = Settings(model="none", port=free_ports(1)[0], grpc_port=busy, **others)
+        settings = Settings(model=str(tmp_path), port=free_ports(1)[0], grpc_port=busy, **others)
         with pytest.raises(SettingError, match=f"port {busy} of 127.0.0.1 .--grpc-port. is in use"):
             main(settings)
 
