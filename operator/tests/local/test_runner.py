@@ -146,6 +146,12 @@ def test_serves_drains_and_leaves_nothing(start: Callable[..., Runner]) -> None:
     assert streamed == [b"x" * 10] and runner.members() == []
 
 
+def test_a_host_path_is_a_folder_of_this_machine(start: Callable[..., Runner], tmp_path: Path) -> None:
+    runner = start(model={"source": "/models/m.gguf", "hostPath": str(tmp_path)})
+    runner.until(runner.serves)
+    assert runner.get()["MODEL_DIR"] == str(tmp_path / "m.gguf")
+
+
 def test_a_killed_member_makes_the_group_anew(start: Callable[..., Runner]) -> None:
     runner = start(parallelism={"nodes": 2})
     runner.until(runner.serves)
