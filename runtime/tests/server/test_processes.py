@@ -246,6 +246,11 @@ def test_a_busy_port_is_named_before_anything_is_started(tmp_path: Path) -> None
             main(settings)
 
 
+def test_a_foreign_address_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"--host='192\.0\.2\.1' is no address of this machine"):
+        main(Settings(model=str(tmp_path), host="192.0.2.1"))
+
+
 def test_a_full_queue_gives_429_and_the_rest_is_served(tiny_model: Path, tmp_path: Path) -> None:
     with served(tiny_model, tmp_path, "--max-sequences", "1", "--queue-limit", "2") as server:
         engine = server.children()["engine_process"]
