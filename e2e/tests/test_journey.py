@@ -219,7 +219,9 @@ def test_losing_a_member_remakes_the_group(kube: Kube, cluster: Cluster | None, 
     kube.until("the group is remade", remade, 120)
     group, old = kube.status(MD)["groups"][0], status["groups"][0]
     assert group["restarts"] == old["restarts"] + 1 and group["epoch"] > old["epoch"]
-    assert name in group["lastRestartReason"]
+    # Rank 0 of a split model may notice first: it says which rank it lost, by its address.
+    told = group["lastRestartReason"]
+    assert name in told or worker["status"]["podIP"] in told
 
 
 def test_a_restarted_api_server_loses_nothing(kube: Kube, cluster: Cluster | None) -> None:
