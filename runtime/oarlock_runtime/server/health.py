@@ -18,7 +18,6 @@ from oarlock_runtime.server.place import place_of, silence_limit
 from oarlock_runtime.settings import Settings
 
 LIVE_BEATS = 6  # heartbeat_seconds of silence after which the server should be restarted
-HANGS = (3, "infer engine hangs")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -64,7 +63,7 @@ class Health:
         if self.state is not State.SERVING and not live:
             return 1, "server is not ready"
         if self.silence() > self._patience * (LIVE_BEATS if live else 1):
-            return HANGS
+            return 3, "infer engine hangs"
         return None
 
     def pages(self) -> dict[str, Page]:

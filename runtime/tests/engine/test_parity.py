@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from support.forcing import predict
+from support.forcing import forced_logits, predict
 from support.prompts import ForcedText, forced_texts
 from support.reference import Floats, Reference
 from support.tiny import FAMILIES, tiny_checkpoint
@@ -20,13 +20,6 @@ def small(quantization: Quantization, dtype: str = "bf16") -> ExecutorOptions:
     return ExecutorOptions(
         quantization=quantization, dtype=dtype, max_sequences=4, max_context=512, max_batched_tokens=512, kv_blocks=16
     )
-
-
-def forced_logits(reference: Reference, texts: list[ForcedText]) -> list[Floats]:
-    """For each text, the reference's logits of the rows that predict its continuation."""
-    return [
-        reference.hidden_states(text.ids)[-1][text.rows.start : text.rows.stop] @ reference.head.T for text in texts
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.forcing import forced_plan, predict
+from support.forcing import forced_logits, forced_plan, predict
 from support.prompts import ForcedText, forced_texts
 from support.ranks import split_executor
 from support.reference import Floats, Reference
@@ -37,10 +37,7 @@ def texts(smollm2: Path) -> list[ForcedText]:
 
 @pytest.fixture(scope="module")
 def logits(smollm2: Path, texts: list[ForcedText]) -> list[Floats]:
-    reference = Reference.load(open_checkpoint(smollm2))
-    return [
-        reference.hidden_states(text.ids)[-1][text.rows.start : text.rows.stop] @ reference.head.T for text in texts
-    ]
+    return forced_logits(Reference.load(open_checkpoint(smollm2)), texts)
 
 
 @pytest.mark.parametrize("world", [2, 4])

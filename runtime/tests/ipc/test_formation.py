@@ -12,12 +12,9 @@ from oarlock_runtime.ipc.formation import FormationError, Member, Roster, form
 FACTS = {"model": "abc", "dtype": "bf16"}
 
 
-def members(world: int, **changes: object) -> list[Member]:
+def members(world: int) -> list[Member]:
     store = f"127.0.0.1:{free_ports(1)[0]}"
-    return [
-        replace(Member(rank, world, "7", f"host-{rank}", FACTS, f"at {rank}".encode(), store), **changes)  # type: ignore[arg-type]
-        for rank in range(world)
-    ]
+    return [Member(rank, world, "7", f"host-{rank}", FACTS, f"at {rank}".encode(), store) for rank in range(world)]
 
 
 def meet(them: list[Member], seconds: float = 10.0) -> list[Roster | FormationError]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from support.prompts import ForcedText
+from support.reference import Floats, Reference
 
 from oarlock_runtime.engine.executor import CoreExecutor
 from oarlock_runtime.engine.plan import BLOCK_TOKENS, StepPlan
@@ -57,3 +59,10 @@ def predict(executor: CoreExecutor, text: list[int]) -> Predictions:
     result = executor.collect()
     assert not result.status.any()
     return Predictions(result.top_ids[:, 0].copy(), result.logprob.copy())
+
+
+def forced_logits(reference: Reference, texts: list[ForcedText]) -> list[Floats]:
+    """For each text, the reference's logits of the rows that predict its continuation."""
+    return [
+        reference.hidden_states(text.ids)[-1][text.rows.start : text.rows.stop] @ reference.head.T for text in texts
+    ]
