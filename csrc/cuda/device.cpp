@@ -1,6 +1,7 @@
 #include "cuda/device.h"
 
 #include "base/error.h"
+#include "cuda/kernels.h"
 
 namespace oarlock::cuda {
 
@@ -8,6 +9,8 @@ void check_call(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
   throw DeviceError(concat(cudaGetErrorString(status), " (", cudaGetErrorName(status), ") from ", call));
 }
+
+bool launches_early = false;
 
 Device open_device(int index) {
   int count = 0;
@@ -17,11 +20,14 @@ Device open_device(int index) {
   OARLOCK_CUDA_CHECK(cudaSetDevice(index));
   cudaDeviceProp properties;
   OARLOCK_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
-  if (properties.major != 9) {
+  auto refuse = [&](const char* why) {
     throw DeviceError(concat("device ", index, " (", properties.name, ") has compute capability ", properties.major, ".",
-                             properties.minor, "; these kernels are built for 9.0 (Hopper)"));
-  }
-  return {index, properties.multiProcessorCount, properties.major, properties.minor, properties.sharedMemPerBlockOptin};
+                             properties.minor, "; ", why));
+  };
+  if (properties.major != 9) refuse("these kernels are built for 9.0 (Hopper)");
+  const Kernels* chosen = &kHopperKernels;
+  launches_early = true;
+  return {index, properties.multiProcessorCount, properties.major, properties.minor, properties.sharedMemPerBlockOptin, chosen};
 }
 
 CUtensorMap make_tensor_map(const void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride, int box_rows,

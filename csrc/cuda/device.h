@@ -14,13 +14,20 @@ namespace oarlock::cuda {
 void check_call(cudaError_t status, const char* call);
 #define OARLOCK_CUDA_CHECK(call) ::oarlock::cuda::check_call(call, #call)
 
+struct Kernels;  // kernels.h
+
 struct Device {
   int index = 0, multiprocessors = 0, major = 0, minor = 0;
   size_t shared_per_block = 0;
+  const Kernels* kernels = nullptr;
 };
 
 // Selects the device for this thread. DeviceError when there is none, or when it is older than these kernels are built for.
 Device open_device(int index);
+
+// Whether kernels may start while their predecessor still runs: only Hopper's wait for it themselves. Set by open_device, for
+// a process drives one kind of card.
+extern bool launches_early;
 
 // A [rows, cols] matrix of 16-bit elements, `stride` elements from row to row and a multiple of 64 columns. Its boxes are
 // box_rows high and box_columns times 64 columns wide and land in shared memory as box_columns pieces of box_rows rows of 128
@@ -40,7 +47,7 @@ void launch(cudaStream_t stream, void (*kernel)(Params...), dim3 grid, int threa
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = launches_early ? 1 : 0;
   OARLOCK_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 

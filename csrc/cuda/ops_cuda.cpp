@@ -4,21 +4,9 @@
 
 #include "base/error.h"
 #include "cuda/elementwise.h"
-#include "cuda/sampler.h"
-#include "cuda/tile.h"
 #include "cuda/weights.h"
 
 namespace oarlock::cuda {
-namespace {
-
-Tensor rows_of(Tensor tensor, int64_t first, int64_t count) {
-  tensor.data = tensor.as<uint8_t>() + first * tensor.stride * size_of(tensor.dtype);
-  tensor.rows = count;
-  return tensor;
-}
-
-}  // namespace
-
 CudaOps::CudaOps(int device, DType dtype, const OpsLimits& limits, bool batch_invariant)
     : device_(open_device(device)), dtype_(dtype), limits_(limits), batch_invariant_(batch_invariant) {
   require(dtype == DType::bf16 || dtype == DType::f16, "CUDA computes in bf16 or f16");
@@ -28,6 +16,9 @@ CudaOps::CudaOps(int device, DType dtype, const OpsLimits& limits, bool batch_in
   attention_workspace_.counters =
       static_cast<int*>(allocate(size_t(limits.max_sequences) * size_t(limits.heads) * sizeof(int)));
   attention_workspace_.max_sequences = limits.max_sequences;
+  if (const size_t bytes = device_.kernels->sampler_scratch(device_, limits.vocab); bytes > 0) {
+    sampler_scratch_ = static_cast<float*>(allocate(bytes));
+  }
   blas_workspace_ = allocate(BlasGemm::kWorkspaceBytes);
   gated_ = allocate(size_t(limits.max_tokens) * size_t(limits.gated_rows) * 2);
 }
@@ -146,35 +137,21 @@ void CudaOps::add_norm(Tensor out, Tensor residual, const Tensor* delta, const f
   if (out.rows > 0) cuda::add_norm(stream_, out, residual, delta, weight, epsilon);
 }
 
-bool CudaOps::streams(int64_t rows, const Weight& w, After after) const {
-  if (!cuda::streams(static_cast<const CudaWeight&>(w).stream)) return false;
-  // Above 64 rows cuBLAS is as quick, but where a gate follows or rows are long.
-  const bool own = rows <= 64 || (rows <= kTileMaxRows && (after == After::gate || w.k > 2 * w.n));
-  return batch_invariant_ || own;
-}
-
-void CudaOps::stream(Tensor out, Tensor x, const Weight& w, const float* bias, After after) {
-  const auto& weight = static_cast<const CudaWeight&>(w);
-  if (!batch_invariant_ && x.rows > kStreamMaxRows) {
-    return tile_product(stream_, device_, weight.stream, out, x, bias, after,
-                        choose_tile_plan(device_, weight.stream, x.rows, after));
-  }
-  for (int64_t first = 0; first < x.rows; first += kStreamMaxRows) {
-    const int64_t count = std::min<int64_t>(kStreamMaxRows, x.rows - first);
-    stream_product(stream_, device_, weight.stream, rows_of(out, first, count), rows_of(x, first, count), bias, after);
-  }
+bool CudaOps::product(Tensor out, Tensor x, const Weight& w, const float* bias, After after) {
+  return device_.kernels->product(stream_, device_, static_cast<const CudaWeight&>(w).stream, out, x, bias, after,
+                                  batch_invariant_);
 }
 
 void CudaOps::linear(Tensor out, Tensor x, const Weight& w, const float* bias) {
   if (x.rows == 0) return;
-  if (streams(x.rows, w, After::store)) return stream(out, x, w, bias, After::store);
+  if (product(out, x, w, bias, After::store)) return;
   blas_.run(stream_, blas_workspace_, out, x, static_cast<const CudaWeight&>(w).data, w.n);
   if (bias != nullptr) add_bias(stream_, out, bias);
 }
 
 void CudaOps::gated_linear(Tensor out, Tensor x, const Weight& w) {
   if (x.rows == 0) return;
-  if (streams(x.rows, w, After::gate)) return stream(out, x, w, nullptr, After::gate);
+  if (product(out, x, w, nullptr, After::gate)) return;
   require(x.rows <= limits_.max_tokens && w.n <= limits_.gated_rows, "a gated product of ", x.rows, " rows and ", w.n,
           " columns exceeds the ", limits_.max_tokens, " and ", limits_.gated_rows, " reserved for");
   Tensor products{gated_, dtype_, x.rows, w.n, w.n};
@@ -189,18 +166,19 @@ void CudaOps::rope_and_cache(Tensor qkv, const AttentionShape& shape, const floa
 
 void CudaOps::attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) {
   // The sizes alone say whether every sequence brings one token; otherwise each kernel picks its own.
+  const Kernels& kernels = *device_.kernels;
   if (batch_invariant_ && batch.tokens > batch.sequences) {
-    return attend_each(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch);
+    return kernels.attend_each(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch);
   }
-  if (batch.groups > 0) attend_shared(stream_, device_, attention_workspace_, qkv, shape, cache, batch);
-  attend_decode(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch, batch_invariant_);
-  if (batch.tokens > batch.sequences) attend_prefill(stream_, device_, out, qkv, shape, cache, batch);
+  if (batch.groups > 0) kernels.attend_shared(stream_, device_, attention_workspace_, qkv, shape, cache, batch);
+  kernels.attend_decode(stream_, device_, attention_workspace_, out, qkv, shape, cache, batch, batch_invariant_);
+  if (batch.tokens > batch.sequences) kernels.attend_prefill(stream_, device_, out, qkv, shape, cache, batch);
 }
 
 void CudaOps::gather_rows(Tensor out, Tensor x, const int32_t* rows) { cuda::gather_rows(stream_, out, x, rows); }
 
 void CudaOps::sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) {
-  cuda::sample(stream_, logits, sampling, sampled);
+  device_.kernels->sample(stream_, device_, sampler_scratch_, logits, sampling, sampled);
 }
 
 Graph::Graph(cudaStream_t stream, const std::function<void()>& calls) {

@@ -11,7 +11,7 @@
 #include "cuda/attention.h"
 #include "cuda/device.h"
 #include "cuda/gemm.h"
-#include "cuda/stream.h"
+#include "cuda/kernels.h"
 
 namespace oarlock::cuda {
 
@@ -20,6 +20,7 @@ struct OpsLimits {
   int max_tokens = 0, max_sequences = 0;  // of one step
   int heads = 0, head_dim = 0;
   int64_t gated_rows = 0;  // of the widest gated weight, both halves
+  int64_t vocab = 0;       // of the logits that are sampled
 };
 
 class CudaOps : public Ops {
@@ -58,8 +59,8 @@ class CudaOps : public Ops {
   std::unique_ptr<Weight> random_weight(int64_t n, int64_t k, float limit, uint64_t seed);
 
  private:
-  bool streams(int64_t rows, const Weight& w, After after) const;
-  void stream(Tensor out, Tensor x, const Weight& w, const float* bias, After after);
+  // Whether a kernel of ours did it; else it is cuBLASLt's.
+  bool product(Tensor out, Tensor x, const Weight& w, const float* bias, After after);
 
   const Device device_;
   const DType dtype_;
@@ -68,6 +69,7 @@ class CudaOps : public Ops {
   cudaStream_t stream_ = nullptr;
   std::vector<void*> allocations_;
   AttentionWorkspace attention_workspace_;
+  float* sampler_scratch_ = nullptr;
   BlasGemm blas_;
   void* blas_workspace_ = nullptr;
   void* gated_ = nullptr;  // products of a gated weight before the gate, [max_tokens, gated_rows]

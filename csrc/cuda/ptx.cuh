@@ -14,11 +14,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Every kernel of a step is launched while its predecessor still runs. depend() returns once the predecessor's results are
-// visible; before it a kernel may only read what no kernel of the step writes (weights, the plan) and may write nothing.
-__device__ __forceinline__ void depend() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// On Hopper every kernel of a step is launched while its predecessor still runs. depend() returns once the predecessor's
+// results are visible; before it a kernel may only read what no kernel of the step writes (weights, the plan) and may write
+// nothing. Older cards run one kernel after the other, and have nothing to wait for.
+__device__ __forceinline__ void depend() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 // Lets the successor's blocks start as soon as there is room for them.
-__device__ __forceinline__ void release_successor() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void release_successor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");

@@ -423,7 +423,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void sample(cudaStream_t stream, Tensor logits, const Sampling& sampling, const Sampled& sampled) {
+void sample(cudaStream_t stream, const Device&, float* /* scratch */, Tensor logits, const Sampling& sampling,
+            const Sampled& sampled) {
   constexpr size_t kMost = 190 << 10;
   const size_t bytes = size_t(slice_length(int(logits.cols))) * sizeof(float);
   require(bytes <= kMost, "a vocabulary of ", logits.cols, " is larger than ", kMost / 4 * kBlocks);

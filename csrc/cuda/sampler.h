@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "base/ops.h"
+#include "cuda/device.h"
 
 namespace oarlock::cuda {
 
@@ -12,6 +13,7 @@ namespace oarlock::cuda {
 // places of top_ids are -1 with log-probability -inf. The draw is the CPU's: u from Philox4x32-10 (key seed, counter draw), and
 // the token is the first in order of id, among those that the filters keep, at which the running sum of weights exceeds u
 // times their total. Weights are held in fixed point, so sums do not depend on their order.
-void sample(cudaStream_t stream, Tensor logits, const Sampling& sampling, const Sampled& sampled);
+void sample(cudaStream_t stream, const Device& device, float* scratch, Tensor logits, const Sampling& sampling,
+            const Sampled& sampled);
 
 }  // namespace oarlock::cuda

@@ -30,4 +30,18 @@ inline bool streams(const StreamWeight& weight) { return weight.k % 64 == 0; }
 void stream_product(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
                     const float* bias, After after);
 
+// Any number of rows, kStreamMaxRows at a time, by stream_product or another card's version of it.
+inline void stream_products(decltype(&stream_product) product, cudaStream_t stream, const Device& device,
+                            const StreamWeight& weight, Tensor out, Tensor x, const float* bias, After after) {
+  auto rows_of = [](Tensor tensor, int64_t first, int64_t count) {
+    tensor.data = tensor.as<uint8_t>() + first * tensor.stride * size_of(tensor.dtype);
+    tensor.rows = count;
+    return tensor;
+  };
+  for (int64_t first = 0; first < x.rows; first += kStreamMaxRows) {
+    const int64_t count = x.rows - first < kStreamMaxRows ? x.rows - first : kStreamMaxRows;
+    product(stream, device, weight, rows_of(out, first, count), rows_of(x, first, count), bias, after);
+  }
+}
+
 }  // namespace oarlock::cuda

@@ -280,7 +280,8 @@ std::unique_ptr<Executor> make_cuda_executor(const ModelConfig& config, const Li
   Limits wide = limits;
   // The whole head is read for each group of rows, so a step's usual rows go at once.
   wide.logits_at_once = std::max(limits.logits_at_once, limits.max_sequences);
-  const cuda::OpsLimits sizes{limits.max_tokens, limits.max_sequences, config.heads, config.head_dim, 2 * int64_t(config.ffn)};
+  const cuda::OpsLimits sizes{limits.max_tokens, limits.max_sequences,    config.heads,
+                              config.head_dim,   2 * int64_t(config.ffn), config.vocab};
   auto ops = std::make_unique<cuda::CudaOps>(0, options.dtype, sizes, options.batch_invariant);
   return std::make_unique<CudaExecutor>(std::move(ops), config, wide, rotary, options);
 }

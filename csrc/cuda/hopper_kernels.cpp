@@ -1,0 +1,29 @@
+// The table of Hopper's kernels, and which of its products suits which shape.
+#include <algorithm>
+
+#include "cuda/kernels.h"
+#include "cuda/sampler.h"
+#include "cuda/tile.h"
+
+namespace oarlock::cuda {
+namespace {
+
+bool product(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x, const float* bias,
+             After after, bool batch_invariant) {
+  if (!streams(weight)) return false;
+  if (batch_invariant || x.rows <= kStreamMaxRows) {
+    stream_products(stream_product, stream, device, weight, out, x, bias, after);
+    return true;
+  }
+  // Above 64 rows cuBLAS is as quick, but where a gate follows or rows are long.
+  if (x.rows > kTileMaxRows || (x.rows > 64 && after != After::gate && weight.k <= 2 * weight.n)) return false;
+  tile_product(stream, device, weight, out, x, bias, after, choose_tile_plan(device, weight, x.rows, after));
+  return true;
+}
+
+}  // namespace
+
+const Kernels kHopperKernels = {"hopper",    product,        attend_shared, attend_decode,
+                                attend_each, attend_prefill, sample,        [](const Device&, int64_t) { return size_t(0); }};
+
+}  // namespace oarlock::cuda
