@@ -4,9 +4,13 @@ being scaled up, a few a second: how long that takes, reconcile p50 and p99 (obs
 API requests per object, CPU time and memory, and what a quiet time costs.
 
     cd e2e && python -m bench.reconcile --objects 1 100 1000
+
+The bench itself keeps its connections, and looks seldom whether many objects are ready: both would be work for the API
+server's cores, which are the operator's as well.
 """
 
 import argparse
+import http.client
 import json
 import os
 import re
@@ -14,7 +18,9 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +47,7 @@ class Bench:
         self.processes: Processes = self.plane.processes
         self.port = free_port()
         self._trust: ssl.SSLContext | None = None
+        self._mine = threading.local()  # a connection for each thread
 
     def start(self, nodes: int) -> None:
         self.plane.start((ADMIN,))
@@ -95,17 +102,28 @@ class Bench:
         )
 
     def request(self, method: str, path: str, data: Any = None, content_type: str = "application/json") -> Any:
-        request = urllib.request.Request(
-            f"{self.plane.url}/{path}",
-            data=json.dumps(data).encode() if data is not None else None,
-            method=method,
-            headers={"Authorization": "Bearer admin-token", "Content-Type": content_type},
-        )
-        direct = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self._trust)
-        )
-        with direct.open(request, timeout=30) as answer:
-            return json.load(answer)
+        headers = {"Authorization": "Bearer admin-token", "Content-Type": content_type}
+        body = json.dumps(data) if data is not None else None
+        status, content = 0, b""
+        for last in (False, True):  # the server may have ended a connection that was idle for long
+            connection = getattr(self._mine, "connection", None)
+            if connection is None:
+                address = urllib.parse.urlsplit(self.plane.url).netloc
+                self._mine.connection = connection = http.client.HTTPSConnection(
+                    address, timeout=30, context=self._trust
+                )
+            try:
+                connection.request(method, f"/{path}", body, headers)
+                answer = connection.getresponse()
+                status, content = answer.status, answer.read()
+                break
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                if last:
+                    raise
+        if status >= 400:
+            raise OSError(f"{method} {path}: {content[:500].decode(errors='replace')}")
+        return json.loads(content)
 
     def _metrics_or_none(self) -> str | None:
         try:
@@ -147,7 +165,9 @@ class Bench:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(make, range(count)))
-        wait_for("all are ready", lambda: self._ready() == count, 60 + count, lambda: self.processes.tail("operator"))
+        wait_for(
+            "all are ready", lambda: self._ready(count) == count, 60 + count, lambda: self.processes.tail("operator")
+        )
         return time.monotonic() - begin
 
     def scale(self, count: int) -> float:
@@ -159,18 +179,23 @@ class Bench:
             time.sleep(max(0.0, begin + (number + 1) / _SCALED_PER_SECOND - time.monotonic()))
 
         def serving() -> bool:
-            time.sleep(1)
+            time.sleep(_look_seconds(count))
             items = self.request("GET", f"{_GROUP}/namespaces/bench/modeldeployments")["items"]
-            return sum(item["status"].get("readyReplicas") == 2 for item in items) == count
+            return bool(sum(item["status"].get("readyReplicas") == 2 for item in items) == count)
 
         wait_for("all are scaled", serving, 60 + count, lambda: self.processes.tail("operator"))
         return time.monotonic() - begin
 
-    def _ready(self) -> int:
-        time.sleep(1)  # a listing of a thousand is work for the API server as well
+    def _ready(self, count: int) -> int:
+        time.sleep(_look_seconds(count))
         items = self.request("GET", f"{_GROUP}/namespaces/bench/modeldeployments")["items"]
         conditions = [one for item in items for one in item.get("status", {}).get("conditions", [])]
         return sum(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _look_seconds(count: int) -> float:
+    """How long to wait between two listings of so many."""
+    return max(0.5, count / 200)
 
 
 def _node(name: str) -> dict[str, Any]:

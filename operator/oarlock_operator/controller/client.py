@@ -7,7 +7,8 @@ admission policy is installed, the API server refuses them too.
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import client as kube
@@ -20,6 +21,7 @@ READ_SECONDS = 30.0
 LOG_SECONDS = 3.0  # the API server asks the node, which may be dead
 WRITE_SECONDS = 3.0  # shorter than the lease outlives its renewal deadline, so that no write is under way afterwards
 _CHUNK = 250
+_IDLE_SECONDS = 80.0  # the API server ends connections that are idle for 90
 
 _RESOURCES = {
     "Pod": ("api/v1", "pods"),
@@ -59,6 +61,13 @@ class Api:
     def __init__(self, client: kube.ApiClient, metrics: Metrics) -> None:
         self._client = client
         self._metrics = metrics
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=client.rest_client.ssl_context, keepalive_timeout=_IDLE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=1 << 20,
+        )
+        # Found out once: the session would ask the environment for each request, in another thread.
+        self._proxy = client.configuration.proxy or _proxy_for(client.configuration.host)
         self.fence: Callable[[], None] = lambda: None
 
     @classmethod
@@ -76,6 +85,7 @@ class Api:
         return cls(kube.ApiClient(configuration), metrics)
 
     async def close(self) -> None:
+        await self._session.close()
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
@@ -180,15 +190,14 @@ class Api:
             headers["Content-Type"] = content_type
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], where, method, None)
         url = self._client.configuration.host + where + (f"?{urlencode(query)}" if query else "")
-        session = self._session()
         status = 0
         try:
-            async with session.request(
+            async with self._session.request(
                 method,
                 url,
                 data=json.dumps(body) if body is not None else None,
                 headers=headers,
-                ssl=self._client.rest_client.ssl_context,
+                proxy=self._proxy,
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
                 status = response.status
@@ -201,12 +210,11 @@ class Api:
             raise ApiError(status, f"{method} {where}: {_reason(content) or status}")
         return status, content
 
-    def _session(self) -> aiohttp.ClientSession:
-        rest = self._client.rest_client
-        if rest.pool_manager is None:
-            rest.pool_manager = rest._create_pool_manager()
-        session: aiohttp.ClientSession = rest.pool_manager
-        return session
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address, if it does."""
+    address = urlsplit(url)
+    return None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
 
 
 def _reason(content: bytes) -> str:

@@ -1,26 +1,30 @@
 """The reconcile loop: one asyncio task a ModelDeployment, woken by events and timers; observe, decide, apply, again.
 
 A round that fails is tried again after a pause that doubles. Rounds of one deployment never overlap, and deployments
-take turns: a round sends its writes side by side, so that two at a time would be done no sooner and each take twice as
-long. Only a round that takes longer than `SLOW_SECONDS` goes on beside others: what it waits for holds nobody else up.
+take turns (`turns`). A round is short: it writes one thing after another, begins nothing more after `BREAK_SECONDS`,
+and whatever is left is decided afresh by the next one. So nothing is written long after it was decided, and many writes
+never meet in the API server at once. (Side by side they share its cores: none is done sooner, and the last one late.)
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
 
-from oarlock_operator.api.deployment import SpecError
+from oarlock_operator.api.deployment import ModelDeployment, SpecError
 from oarlock_operator.api.status import ModelDeploymentStatus
 from oarlock_operator.controller.cluster import Cluster, Conflict, Key
 from oarlock_operator.controller.metrics import Metrics
-from oarlock_operator.decide.actions import Decision
+from oarlock_operator.controller.turns import Turns
+from oarlock_operator.decide.actions import Action, Decision
 from oarlock_operator.decide.decision import decide
 from oarlock_operator.decide.snapshot import Snapshot
 from oarlock_operator.render.settings import RenderSettings
 
-SLOW_SECONDS = 1.0
+BREAK_SECONDS = 0.03
 RESYNC_SECONDS = 300.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _CONFLICT_PAUSE = 0.05
@@ -39,7 +43,8 @@ class Reconciler:
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._woken: dict[Key, asyncio.Event] = {}
         self._since: dict[Key, float] = {}
-        self._turns = asyncio.Semaphore(1)
+        self._turns = Turns()
+        self._begun: set[Key] = set()  # deployments whose last round left something undone
 
     def wake(self, key: Key) -> None:
         """Something about this deployment may have changed."""
@@ -87,31 +92,12 @@ class Reconciler:
     async def _turn(self, key: Key) -> Decision | None:
         """Waits for its turn and goes one round; None when the deployment is gone."""
         queued = self._since.setdefault(key, time.monotonic())
-        async with self._one_at_a_time():
+        async with self._turns.one(begun=key in self._begun):
             self._since.pop(key, None)
             self._woken[key].clear()
             self._metrics.queueing.observe(time.monotonic() - queued)
             async with asyncio.timeout(_ROUND_SECONDS):
                 return await self._round(key)
-
-    @contextlib.asynccontextmanager
-    async def _one_at_a_time(self) -> AsyncIterator[None]:
-        """The next one's turn begins when this one has ended, or has taken long."""
-        await self._turns.acquire()
-        mine = True
-
-        def give_up() -> None:
-            nonlocal mine
-            if mine:
-                mine = False
-                self._turns.release()
-
-        timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, give_up)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            give_up()
 
     async def _round(self, key: Key) -> Decision | None:
         """One round; None when the deployment is gone."""
@@ -122,29 +108,52 @@ class Reconciler:
             await self._cluster.report_unreadable(key, str(error))
             return Decision(ModelDeploymentStatus())
         if snapshot is None:
+            self._begun.discard(key)
             return None
         deployment = snapshot.deployment
-        decision = decide(snapshot, self._settings)
+        decision = decide(replace(snapshot, unfinished=key in self._begun), self._settings)
         try:
             # First the status, then what it announces: see api/status.py.
-            if decision.status != deployment.status:
+            progress = decision.status != deployment.status
+            if progress:
                 await self._cluster.write_status(deployment, decision.status)
             self._count(snapshot, decision)
             for event in decision.events:
                 log.info("%s/%s: %s: %s", *key, event.reason, event.message)
                 self._cluster.report(deployment, event)
-            results = await asyncio.gather(
-                *(self._cluster.carry_out(deployment, action) for action in decision.actions), return_exceptions=True
-            )
-            failed = [result for result in results if isinstance(result, BaseException)]
-            if failed:
-                raise failed[0]
+            self._begun.add(key)
+            if await self._carry_out(deployment, decision.actions, begin + BREAK_SECONDS, progress):
+                self._begun.discard(key)
+            else:
+                self.wake(key)
         except Conflict:
             await self._cluster.refresh(key)
             raise
         finally:
             self._metrics.reconcile.observe(time.monotonic() - begin)
         return decision
+
+    async def _carry_out(
+        self, deployment: ModelDeployment, actions: Sequence[Action], end: float, progress: bool
+    ) -> bool:
+        """Carries out actions in order until all are, or it is later than `end`; whether all are. Raises what one of
+        them did.
+
+        At least one is carried out, unless the round has made `progress` already.
+        """
+        left = deque(actions)
+        failures = []
+        while left and not (progress and time.monotonic() > end):
+            try:
+                await self._cluster.carry_out(deployment, left.popleft())
+                progress = True
+            except Conflict:
+                raise
+            except Exception as error:
+                failures.append(error)  # the others are tried all the same: pods don't wait for a Service
+        if failures:
+            raise failures[0]
+        return not left
 
     def _count(self, snapshot: Snapshot, decision: Decision) -> None:
         before = {group.index: group for group in snapshot.deployment.status.groups}

@@ -1,6 +1,7 @@
 """`oarlock-operator run`: waits for the lease, then watches and reconciles until it is stopped or the lease is lost."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -45,6 +46,7 @@ async def run(options: Options, stop: asyncio.Event | None = None) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    gc.freeze()  # what has been imported stays: looking through it again and again would hold up everything
     metrics = Metrics()
     health = Health(metrics)
     api, lease_api = await Api.connect(metrics), await Api.connect(metrics)

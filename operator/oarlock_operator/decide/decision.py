@@ -63,7 +63,8 @@ def _refuse(snapshot: Snapshot, message: str) -> Decision:
 def _repair_standing_objects(this: Round) -> None:
     repairs = repair(standing_objects(this.deployment, this.settings), this.snapshot.objects)
     this.actions += repairs
-    if repairs and this.status.observed_generation == this.deployment.generation:
+    known = this.status.observed_generation == this.deployment.generation
+    if repairs and known and not this.snapshot.unfinished:
         wrong = ", ".join(sorted({_object_of(action) for action in repairs}))
         this.events.append(Event("DriftRepaired", f"not as it should be: {wrong}", "Warning"))
 

@@ -89,6 +89,7 @@ class Snapshot:
     objects: Mapping[tuple[str, str], Object] = field(default_factory=dict)  # (kind, name): as observed
     progress: Mapping[str, Progress] = field(default_factory=dict)  # by pod name
     refused: str = ""  # why the API server lately refused to create a pod: a quota, a policy, …
+    unfinished: bool = False  # the last round left some of its actions: what is still missing is no drift
 
 
 def parse_time(text: str | None) -> datetime | None:

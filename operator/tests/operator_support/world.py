@@ -82,10 +82,10 @@ class World:
                 return decision
             budget -= 1
             self.writes += 1
-            self._carry_out(action)
+            self.carry_out(action)
         return decision
 
-    def _carry_out(self, action: object) -> None:
+    def carry_out(self, action: object) -> None:
         match action:
             case Apply(found) | CreatePod(found) if found["kind"] != "Pod":
                 self.objects[found["kind"], found["metadata"]["name"]] = found
