@@ -83,19 +83,21 @@ struct Result {
 Result run(ThreadPool& pool, Workspace& workspace, const Case& c, const PackedWeight& w, const std::vector<float>& x,
            int64_t first, int64_t rows, const float* bias) {
   int64_t cols = w.gated ? w.n / 2 : w.n, x_stride = c.k + 32, out_stride = cols + 5;
-  std::vector<uint8_t> input(rows * x_stride * 4), output(rows * out_stride * 4, 0xee);
+  std::vector<uint8_t> memory(rows * x_stride * 4 + 128), output(rows * out_stride * 4, 0xee);
+  // At a cache line's start, as activations are, or just behind it.
+  uint8_t* input = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) + first % 2 * 4;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = 0; i < c.k; ++i) {
       float value = x[(first + r) * c.k + i];
       if (c.compute == DType::f32) {
-        reinterpret_cast<float*>(input.data())[r * x_stride + i] = value;
+        reinterpret_cast<float*>(input)[r * x_stride + i] = value;
       } else {
-        reinterpret_cast<bf16*>(input.data())[r * x_stride + i] = to_bf16(value);
+        reinterpret_cast<bf16*>(input)[r * x_stride + i] = to_bf16(value);
       }
     }
   }
   DType out_dtype = c.float_out ? DType::f32 : DType::bf16;
-  Tensor xt{input.data(), c.compute, rows, c.k, x_stride}, out{output.data(), out_dtype, rows, cols, out_stride};
+  Tensor xt{input, c.compute, rows, c.k, x_stride}, out{output.data(), out_dtype, rows, cols, out_stride};
   w.gated ? gated_linear(pool, workspace, out, xt, w) : linear(pool, workspace, out, xt, w, bias);
   Result result;
   for (int64_t r = 0; r < rows; ++r) {

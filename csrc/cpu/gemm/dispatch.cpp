@@ -40,8 +40,9 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
 namespace {
 
 constexpr int64_t kScratch = kWeightScratch + kSums * 4;
-constexpr int64_t kNearRows = 128;  // fewer would not be worth reading the weights once more
-constexpr int64_t kLongK = 2048;    // beyond it, a piece's rows of x do not stay in the L2 cache
+constexpr int64_t kNearRows = 128;         // fewer would not be worth reading the weights once more
+constexpr int64_t kHeldBytes = 384 << 10;  // of panels that stay in the L2 cache for a piece's rows, the next ones beside them
+constexpr int64_t kLongK = 2048;           // beyond it, a piece's rows of x do not stay in the L2 cache
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -73,12 +74,18 @@ struct Pieces {
   }
 };
 
+// Many rows by dense tiles: each thread keeps to its own rows, and to a piece's panels for all of them (held_rows.inl).
+bool holds_panels(const Kernel& kernel, int64_t rows) {
+  return kernel.input == Input::tiles && kernel.layout == Layout::bf16 && rows > kNearRows;
+}
+
 // x as the kernel wants it; in parallel when that pays for waking the threads.
 Activations prepare(ThreadPool& pool, Workspace& workspace, const Tensor& x, const Kernel& kernel) {
   Activations a;
   a.rows = x.rows;
   a.k = x.cols;
-  if (kernel.input == Input::as_is || (kernel.input == Input::f32 && x.dtype == DType::f32)) {
+  a.in_place = holds_panels(kernel, x.rows);
+  if (a.in_place || kernel.input == Input::as_is || (kernel.input == Input::f32 && x.dtype == DType::f32)) {
     a.data = x.as<uint8_t>();
     a.stride = x.stride * size_of(x.dtype);
     return a;
@@ -134,14 +141,17 @@ struct Plan {
     // Tiles: sums rest between parts of a long k, for kMaxRows rows; otherwise they leave at once, for any number.
     int64_t most = deep_kernel ? (long_k ? kMaxRows : std::min<int64_t>(fitting, 1024)) : std::min<int64_t>(fitting, kMaxRows);
     most = std::max<int64_t>(most, 32);
-    if (deep_kernel && kernel.layout == Layout::bf16 && a.rows > kNearRows) {
+    if (a.in_place) {
       near = true;
       most = std::clamp<int64_t>(round_up((a.rows + threads - 1) / threads, 32), kNearRows, kMaxRows);
     }
     chunks = (a.rows + most - 1) / most;
     chunk = round_up((a.rows + chunks - 1) / chunks, 32);
     chunks = (a.rows + chunk - 1) / chunk;
-    if (deep_kernel && a.rows > 64) {
+    if (near) {
+      deep = std::clamp<int64_t>(kHeldBytes / w.panel_bytes / 4 * 4, 2, kHeldPanels);
+      count = (w.panels + deep - 1) / deep;
+    } else if (deep_kernel && a.rows > 64) {
       // Wide pieces read x less often where it does not stay in the cache, if enough of them are left for the threads.
       int64_t enough = w.panels * chunks / (6 * threads) / 2 * 2;
       deep = std::clamp<int64_t>(enough, 2, long_k ? kDeepPanels : 8);

@@ -9,6 +9,7 @@
 namespace oarlock::cpu {
 namespace {
 
+#include "cpu/gemm/held_rows.inl"
 #include "cpu/gemm/row_blocks.inl"
 #include "cpu/gemm/tile_blocks.inl"
 #include "cpu/gemm/tile_expand.inl"
@@ -125,12 +126,6 @@ void few_rows(const Product& job) {
   }
 }
 
-// Whether sums are the result: tiles are then stored where it belongs.
-bool leaves_straight(const Product& job, int panel) {
-  return job.out_dtype == DType::f32 && !job.gated && !job.bias && job.unit == 1 && panel + 2 <= job.panels &&
-         (panel + 2) * kPanel <= job.cols;
-}
-
 // More rows: pairs of panels, whose weights stay close while all rows pass. Sums that wait for the next chunk of k rest in c,
 // [pair][row][32]; finished ones leave at once.
 template <Format kFormat>
@@ -173,7 +168,7 @@ void many_rows(const Product& job) {
           both ? square<1, 2>(s, ahead, finishing) : square<1, 1>(s, ahead, finishing);
         }
         finishing.end();
-        if (last && !straight) finishing.begin(job, row, rows, panel, 1 + both, s.c, count);
+        if (last && !straight) finishing.begin(job, row, rows, panel, 1 + both, s.c, count, false);
       }
     }
   }
@@ -183,6 +178,11 @@ void many_rows(const Product& job) {
 template <Format kFormat>
 void product(const Product& job) {
   if (kFormat != Format::bf16 && job.x->rows == 1) return few_rows<kFormat>(job);  // without tiles
+  if (kFormat == Format::bf16 && job.x->in_place) {
+    configure_tiles(16);
+    held_rows(job);
+    return _tile_release();
+  }
   configure_tiles(job.rows < 16 ? job.rows : 16);
   job.rows <= 16 ? few_rows<kFormat>(job) : many_rows<kFormat>(job);
   _tile_release();

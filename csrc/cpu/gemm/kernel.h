@@ -17,6 +17,7 @@ constexpr int kPanel = 16;                    // output rows of a panel
 constexpr int kGroup = 32;                    // elements along k that share a scale; k is a multiple of it
 constexpr int kMaxPanels = 4;                 // panels that a kernel works on at once
 constexpr int kDeepPanels = 16;               // most panels of one Product (AMX)
+constexpr int kHeldPanels = 32;               // the same, where x stays in place
 constexpr int kMaxRows = 256;                 // most rows of one Product, except where sums need no rest
 constexpr int kStride = kMaxPanels * kPanel;  // floats from a row of sums to the next
 constexpr int64_t kSums = kMaxRows * kDeepPanels * kPanel;
@@ -60,6 +61,7 @@ struct Activations {
   int64_t rows = 0, k = 0;
   const float* scales = nullptr;
   const uint8_t* terms = nullptr;
+  bool in_place = false;  // x itself, row by row, whatever the kernel's input
 };
 
 // Bytes of a row's terms.

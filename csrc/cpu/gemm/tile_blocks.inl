@@ -74,7 +74,9 @@ OARLOCK_INLINE void finish_sums(const Product& job, int first_row, int rows, int
 // A block whose sums are complete, written out a few rows with every step of the next block, beside its tile products.
 class Finishing {
  public:
-  void begin(const Product& job, int row, int rows, int panel, int panels, const float* c, int64_t steps) {
+  // side_by_side: the pair of panels to the right follows for the same rows, so that gated outputs, 16 columns a pair, can be
+  // written as whole cache lines.
+  void begin(const Product& job, int row, int rows, int panel, int panels, const float* c, int64_t steps, bool side_by_side) {
     job_ = &job;
     row_ = row;
     end_ = row + rows;
@@ -82,8 +84,12 @@ class Finishing {
     panels_ = panels;
     c_ = c;
     rows_a_step_ = int((rows + steps - 1) / steps);
-    plain_ = panels == 2 && job.out_dtype == DType::bf16 && !job.gated && !job.bias && job.unit == 1 &&
-             (panel + 2) * kPanel <= job.cols;
+    how_ = General;
+    if (panels != 2 || job.out_dtype != DType::bf16 || job.bias || job.unit != 1) return;
+    if (!job.gated && (panel + 2) * kPanel <= job.cols) how_ = Round;
+    if (!job.gated || !side_by_side) return;
+    const int right = panel / 4 * 4 + 2;  // the pair that completes a cache line
+    if (right + 2 <= job.panels && (right / 2 + 1) * kPanel <= job.cols) how_ = panel < right ? Left : Right;
   }
   void step() {
     if (row_ < end_) advance(rows_a_step_);
@@ -91,14 +97,24 @@ class Finishing {
   void end() { advance(end_ - row_); }
 
  private:
+  enum How { General, Round, Left, Right };
+
   __attribute__((noinline)) void advance(int rows) {
     if (rows > end_ - row_) rows = end_ - row_;
     if (rows <= 0) return;
-    if (plain_) {
-      uint16_t* out = static_cast<uint16_t*>(job_->out) + row_ * job_->out_stride + panel_ * kPanel;
+    if (how_ == Round) {
+      uint16_t* out = out_row(panel_ * kPanel);
       for (int row = 0; row < rows; ++row, out += job_->out_stride) {
         __m512 low = _mm512_load_ps(c_ + row * 32), high = _mm512_load_ps(c_ + row * 32 + 16);
         _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+      }
+    } else if (how_ == Left) {
+      for (int row = 0; row < rows; ++row) _mm512_store_ps(left_ + (row_ + row) % 32 * kPanel, gated_row(row));
+    } else if (how_ == Right) {
+      uint16_t* out = out_row((panel_ - 2) / 2 * kPanel);
+      for (int row = 0; row < rows; ++row, out += job_->out_stride) {
+        __m512 left = _mm512_load_ps(left_ + (row_ + row) % 32 * kPanel);
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(gated_row(row), left));
       }
     } else {
       finish_sums(*job_, row_, rows, panel_, panels_, c_, 32);
@@ -106,12 +122,21 @@ class Finishing {
     row_ += rows;
     c_ += rows * 32;
   }
+  uint16_t* out_row(int col) const { return static_cast<uint16_t*>(job_->out) + row_ * job_->out_stride + col; }
+  __m512 gated_row(int row) const { return gated_value(_mm512_load_ps(c_ + row * 32), _mm512_load_ps(c_ + row * 32 + 16)); }
 
   const Product* job_ = nullptr;
   const float* c_ = nullptr;
   int row_ = 0, end_ = 0, panel_ = 0, panels_ = 0, rows_a_step_ = 0;
-  bool plain_ = false;  // no more than rounding to bf16, a cache line a row
+  How how_ = General;
+  alignas(64) float left_[32 * kPanel];  // gated outputs that wait for those to their right
 };
+
+// Whether sums are the result: tiles are then stored where it belongs.
+bool leaves_straight(const Product& job, int panel) {
+  return job.out_dtype == DType::f32 && !job.gated && !job.bias && job.unit == 1 && panel + 2 <= job.panels &&
+         (panel + 2) * kPanel <= job.cols;
+}
 
 // What a micro-kernel multiplies: `tiles` steps of 32 along k, from zero (fresh) or onto c.
 struct Strip {
@@ -158,14 +183,12 @@ void one_block(const Strip& s) {
   if (kPanels > 3) _tile_stored(3, s.c + 48, kRowBytes);
 }
 
-// 32 rows (kBlocks 2) or 16 by one or two panels; c has rows of 32 floats. x is read past the L1 cache, where the panels
-// then stay for the next rows.
+// The sums of 32 rows (kBlocks 2) or 16 by one or two panels: from zero or from c, whose rows have 32 floats, and to where they
+// go.
 template <int kBlocks, int kPanels>
-void square(const Strip& s, Ahead& ahead, Finishing& finishing) {
+OARLOCK_INLINE void load_sums(const Strip& s) {
   constexpr int kRowBytes = 128;
-  const uint8_t *x = s.x, *w = s.w;
-  float* lower = s.c + 16 * 32;
-  Ahead near = ahead;
+  const float* lower = s.c + 16 * 32;
   if (s.fresh) {
     _tile_zero(0);
     if (kBlocks > 1) _tile_zero(2);
@@ -177,6 +200,23 @@ void square(const Strip& s, Ahead& ahead, Finishing& finishing) {
     if (kPanels > 1) _tile_loadd(1, s.c + 16, kRowBytes);
     if (kBlocks > 1 && kPanels > 1) _tile_loadd(3, lower + 16, kRowBytes);
   }
+}
+
+template <int kBlocks, int kPanels>
+OARLOCK_INLINE void store_sums(const Strip& s) {
+  float* lower = s.to + 4 * s.to_bytes;
+  _tile_stored(0, s.to, s.to_bytes);
+  if (kBlocks > 1) _tile_stored(2, lower, s.to_bytes);
+  if (kPanels > 1) _tile_stored(1, s.to + 16, s.to_bytes);
+  if (kBlocks > 1 && kPanels > 1) _tile_stored(3, lower + 16, s.to_bytes);
+}
+
+// 32 rows (kBlocks 2) or 16 by one or two panels. x is read past the L1 cache, where the panels then stay for the next rows.
+template <int kBlocks, int kPanels>
+void square(const Strip& s, Ahead& ahead, Finishing& finishing) {
+  const uint8_t *x = s.x, *w = s.w;
+  Ahead near = ahead;
+  load_sums<kBlocks, kPanels>(s);
   for (int64_t tile = 0; tile < s.tiles; ++tile, x += kTile, w += kTile) {
     near.step();
     finishing.step();
@@ -194,9 +234,5 @@ void square(const Strip& s, Ahead& ahead, Finishing& finishing) {
     if (kBlocks > 1 && kPanels > 1) _tile_dpbf16ps(3, 5, 7);
   }
   ahead = near;
-  float* to_lower = s.to + 4 * s.to_bytes;
-  _tile_stored(0, s.to, s.to_bytes);
-  if (kBlocks > 1) _tile_stored(2, to_lower, s.to_bytes);
-  if (kPanels > 1) _tile_stored(1, s.to + 16, s.to_bytes);
-  if (kBlocks > 1 && kPanels > 1) _tile_stored(3, to_lower + 16, s.to_bytes);
+  store_sums<kBlocks, kPanels>(s);
 }
