@@ -6,7 +6,7 @@
 # Sets OARLOCK_CUDA_INCLUDES and OARLOCK_CUDA_LIBRARIES (the static runtime and cuBLASLt).
 
 set(OARLOCK_CUDA_ROOT "" CACHE PATH "CUDA toolkit, or the nvidia/cu13 folder of a Python environment")
-set(OARLOCK_CUDA_ARCHITECTURES "90a" CACHE STRING "Compute capabilities to build the CUDA kernels for")
+set(OARLOCK_CUDA_ARCHITECTURES "80;90a" CACHE STRING "Compute capabilities to build the CUDA kernels for: 80, 86, 89, 90a")
 
 set(_root "${OARLOCK_CUDA_ROOT}")
 if(NOT _root)
@@ -31,9 +31,16 @@ if(NOT EXISTS "${_root}/bin/nvcc")
 endif()
 
 set(CMAKE_CUDA_COMPILER "${_root}/bin/nvcc")
+# Machine code alone, unless it says otherwise: 80-virtual is code that the driver compiles at start, for tests on newer cards.
 set(CMAKE_CUDA_ARCHITECTURES "")
 foreach(_architecture IN LISTS OARLOCK_CUDA_ARCHITECTURES)
-  list(APPEND CMAKE_CUDA_ARCHITECTURES "${_architecture}-real")
+  if(NOT _architecture MATCHES "^(8[069]|90a)(-real|-virtual)?$")
+    message(FATAL_ERROR "OARLOCK_CUDA_ARCHITECTURES names ${_architecture}; there are kernels for 80, 86, 89 and 90a")
+  endif()
+  if(NOT _architecture MATCHES "-")
+    string(APPEND _architecture "-real")
+  endif()
+  list(APPEND CMAKE_CUDA_ARCHITECTURES "${_architecture}")
 endforeach()
 set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)

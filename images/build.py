@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--prefix", default="localhost/oarlock", help="name before /operator and the others")
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / "images", help="folder for the archives")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilers at a time")
-    parser.add_argument("--architectures", default="90a", help="runtime-cuda: compute capabilities, for example 90a")
+    parser.add_argument("--architectures", default="80;90a", help="runtime-cuda: compute capabilities (default 80;90a)")
     parser.add_argument(
         "--host-certificates", action="store_true", help="trust the host's authorities in the build, as its proxies ask"
     )

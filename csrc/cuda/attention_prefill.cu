@@ -3,9 +3,7 @@
 // producer warp brings 128 keys and values at a time. A warpgroup multiplies the next keys while it exponentiates, and its
 // neighbour fills the matrix units meanwhile. Tiles of keys start at multiples of 128 whatever the chunk, and tiles that a
 // row does not see change nothing in it, so a row's result does not depend on how its prompt was cut.
-#include "base/error.h"
-#include "cuda/attention.h"
-#include "cuda/attention_items.cuh"
+#include "cuda/attention_prefill.cuh"
 #include "cuda/element.cuh"
 #include "cuda/elementwise.h"
 #include "cuda/ptx.cuh"
@@ -14,16 +12,9 @@
 namespace oarlock::cuda {
 namespace {
 
-constexpr int kTileKeys = 128, kTileRows = 128, kRingStages = 2, kPrefillThreads = 384;
+using namespace prefill;
 
-struct PrefillParams {
-  void* out;
-  const void *q, *keys, *values;
-  const int32_t *query_starts, *context_lens, *block_tables;
-  int64_t q_stride, out_stride;
-  int sequences, table_stride, group, kv_heads, window;
-  float scale;  // times log2(e)
-};
+constexpr int kTileKeys = 128, kRingStages = 2, kPrefillThreads = 384;
 
 template <int D>
 struct PrefillShared {
@@ -35,32 +26,6 @@ struct PrefillShared {
   }
 };
 
-struct Tile {
-  int sequence, kv_head, first_row, rows, first_token, first_position, last_position, first_keys, last_keys;
-};
-
-// The compiler must see that a warp's threads agree on the way, or it takes the matrix instructions apart.
-__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
-
-// Tiles of a sequence come longest first.
-__device__ __forceinline__ Tile find_tile(const PrefillParams& p, const int* starts, int index) {
-  Tile tile;
-  tile.sequence = find_sequence(starts, p.sequences, index);
-  const int within = starts[tile.sequence + 1] - 1 - index;
-  tile.kv_head = within % p.kv_heads;
-  tile.first_row = within / p.kv_heads * kTileRows;
-  tile.first_token = p.query_starts[tile.sequence];
-  const int tokens = p.query_starts[tile.sequence + 1] - tile.first_token;
-  tile.rows = tokens * p.group;
-  tile.first_position = p.context_lens[tile.sequence] - tokens;
-  const int last_row = tile.first_row + kTileRows < tile.rows ? tile.first_row + kTileRows - 1 : tile.rows - 1;
-  tile.last_position = tile.first_position + last_row / p.group;
-  const int oldest = p.window > 0 ? tile.first_position + tile.first_row / p.group - p.window + 1 : 0;
-  tile.first_keys = uniform(oldest > 0 ? oldest / kTileKeys : 0);
-  tile.last_keys = uniform(tile.last_position / kTileKeys + 1);
-  return tile;
-}
-
 template <int registers>
 __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
@@ -71,12 +36,12 @@ __device__ __forceinline__ void take_registers() {
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void produce(const PrefillParams& p, const int* starts, int items, uint8_t* ring, uint64_t* key_full,
+__device__ __forceinline__ void produce(const Params& p, const int* starts, int items, uint8_t* ring, uint64_t* key_full,
                                         uint64_t* key_empty, uint64_t* value_full, uint64_t* value_empty) {
   using S = PrefillShared<D>;
   int stage = 0, phase = 1;
   for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const Tile tile = find_tile(p, starts, index);
+    const Tile tile = find_tile<kTileKeys>(p, starts, index);
     const int32_t* table = p.block_tables + int64_t(tile.sequence) * p.table_stride;
     const int last_block = tile.last_position / kBlockTokens;
     for (int keys = tile.first_keys; keys < tile.last_keys; ++keys) {
@@ -107,7 +72,7 @@ __device__ __forceinline__ void produce(const PrefillParams& p, const int* start
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void consume(const PrefillParams& p, const int* starts, int items, uint8_t* queries, uint8_t* ring,
+__device__ __forceinline__ void consume(const Params& p, const int* starts, int items, uint8_t* queries, uint8_t* ring,
                                         uint64_t* key_full, uint64_t* key_empty, uint64_t* value_full, uint64_t* value_empty,
                                         int warpgroup) {
   using S = PrefillShared<D>;
@@ -118,7 +83,7 @@ __device__ __forceinline__ void consume(const PrefillParams& p, const int* start
     if (++stage == kRingStages) stage = 0, phase ^= 1;
   };
   for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const Tile tile = find_tile(p, starts, index);
+    const Tile tile = find_tile<kTileKeys>(p, starts, index);
     const int first_row = tile.first_row + warpgroup * 64;
     for (int i = thread; i < 64 * D / 8; i += 128) {
       const int row = first_row + i / (D / 8), column = i % (D / 8) * 8;
@@ -256,7 +221,7 @@ __device__ __forceinline__ void consume(const PrefillParams& p, const int* start
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(kPrefillThreads, 1) prefill_kernel(const PrefillParams p) {
+__global__ void __launch_bounds__(kPrefillThreads, 1) prefill_kernel(const Params p) {
   using S = PrefillShared<D>;
   extern __shared__ uint8_t shared[];
   __shared__ uint64_t key_full[kRingStages], key_empty[kRingStages], value_full[kRingStages], value_empty[kRingStages];
@@ -272,10 +237,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) prefill_kernel(const Prefi
     }
     barrier_init_fence();
   }
-  sum_items(starts, p.sequences, [&](int sequence) {
-    const int tokens = p.query_starts[sequence + 1] - p.query_starts[sequence];
-    return tokens > 1 ? (tokens * p.group + kTileRows - 1) / kTileRows * p.kv_heads : 0;
-  });
+  sum_items(starts, p.sequences, [&](int sequence) { return tiles_of(p, sequence); });
   release_successor();
   depend();
   const int warpgroup = uniform(threadIdx.x / 128);
@@ -291,7 +253,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) prefill_kernel(const Prefi
 }
 
 template <typename T, int D>
-void go(cudaStream_t stream, const Device& device, const PrefillParams& p) {
+void go(cudaStream_t stream, const Device& device, const Params& p) {
   const size_t bytes = PrefillShared<D>::bytes(p.sequences);
   require(bytes <= device.shared_per_block, "a step of ", p.sequences, " sequences is more than a prefill takes");
   static const bool allowed = (allow_shared(prefill_kernel<T, D>, device.shared_per_block - 1024), true);
@@ -300,7 +262,7 @@ void go(cudaStream_t stream, const Device& device, const PrefillParams& p) {
 }
 
 template <typename T>
-void by_head(cudaStream_t stream, const Device& device, const PrefillParams& p, int head_dim) {
+void by_head(cudaStream_t stream, const Device& device, const Params& p, int head_dim) {
   if (head_dim == 64) return go<T, 64>(stream, device, p);
   if (head_dim == 128) return go<T, 128>(stream, device, p);
   throw InvalidArgument(concat("heads of ", head_dim, " elements have no CUDA kernel; 64 and 128 have"));
@@ -310,22 +272,7 @@ void by_head(cudaStream_t stream, const Device& device, const PrefillParams& p, 
 
 void attend_prefill(cudaStream_t stream, const Device& device, Tensor out, Tensor qkv, const AttentionShape& shape,
                     KvLayer cache, const Batch& batch) {
-  PrefillParams p = {};
-  p.out = out.data;
-  p.q = qkv.data;
-  p.keys = cache.keys;
-  p.values = cache.values;
-  p.query_starts = batch.query_starts;
-  p.context_lens = batch.context_lens;
-  p.block_tables = batch.block_tables;
-  p.q_stride = qkv.stride;
-  p.out_stride = out.stride;
-  p.sequences = batch.sequences;
-  p.table_stride = batch.block_table_stride;
-  p.group = shape.heads / shape.kv_heads;
-  p.kv_heads = shape.kv_heads;
-  p.window = shape.window;
-  p.scale = shape.scale * 1.4426950408889634f;
+  const Params p = params_of(out, qkv, shape, cache, batch);
   if (qkv.dtype == DType::bf16) return by_head<__nv_bfloat16>(stream, device, p, shape.head_dim);
   by_head<__half>(stream, device, p, shape.head_dim);
 }

@@ -1,5 +1,6 @@
 // Compares every CUDA kernel with a plain reference on the host over random shapes, page tables and types. Exit status 0
-// means that all agree. `check quick` is the short form for compute-sanitizer.
+// means that all agree. `check quick` is the short form for compute-sanitizer. OARLOCK_CUDA_KERNELS=portable checks those of
+// older cards on a newer one.
 #include "cuda/check.h"
 
 #include <exception>
@@ -19,7 +20,9 @@ int main(int count, char** arguments) try {
       limits.heads = 32;
       limits.head_dim = 128;
       limits.gated_rows = 30000;
+      limits.vocab = 128256;
       CudaOps ops(0, type, limits, invariant);
+      if (type == DType::bf16 && !invariant) std::printf("%s kernels\n", ops.device().kernels->name);
       auto run = [&](const char* name, void (*part)(CudaOps&, check::Report&)) {
         if (only != "all" && only != name) return;
         const int before = report.cases;

@@ -3,8 +3,10 @@
 #include <numeric>
 
 #include "cuda/check.h"
-#include "cuda/tile.h"
 #include "cuda/weights.h"
+#ifdef OARLOCK_CUDA_HOPPER
+#include "cuda/tile.h"
+#endif
 
 namespace oarlock::cuda::check {
 namespace {
@@ -21,6 +23,22 @@ std::unique_ptr<Weight> pack(CudaOps& ops, const std::vector<float>& values, int
   std::vector<WeightPiece> pieces = {{SourceFormat::f32, half, k, values.data()}};
   if (gated) pieces.push_back({SourceFormat::f32, half, k, values.data() + half * k});
   return ops.pack(pieces, WeightFormat::keep, gated);
+}
+
+// A product in tiles of any plan, not only of the one that is chosen; false where the device or the shape has none.
+bool tile_product_of_any_plan(CudaOps& ops, const Weight& w, Tensor out, Tensor x, After after, std::string& what) {
+#ifdef OARLOCK_CUDA_HOPPER
+  if (ops.device().kernels != &kHopperKernels || x.cols % 64 != 0 || x.rows <= kStreamMaxRows || x.rows > kTileMaxRows) {
+    return false;
+  }
+  TilePlan plan{16 * integer(5, 16), 1 << integer(0, 2)};
+  if (plan.splits > x.cols / 64 || (w.n + plan.tile_rows - 1) / plan.tile_rows > 24) plan.splits = 1;
+  tile_product(ops.stream(), ops.device(), static_cast<const CudaWeight&>(w).stream, out, x, nullptr, after, plan);
+  what += " in tiles of " + std::to_string(plan.tile_rows) + " by " + std::to_string(plan.splits);
+  return true;
+#else
+  return (void)ops, (void)w, (void)out, (void)x, (void)after, (void)what, false;
+#endif
 }
 
 struct Sequence {
@@ -56,28 +74,16 @@ void check_linear(CudaOps& ops, Report& report) {
       ops.linear(logits, input, *plain, nullptr);
       ops.synchronize();
       report.close(to_host(logits), want, tolerance(DType::f32), what + " to float");
-      // Tiles of any plan, not only of the one that is chosen.
-      const bool tiled = k % 64 == 0 && rows > kStreamMaxRows && rows <= kTileMaxRows;
-      auto random_plan = [&] {
-        TilePlan plan{16 * integer(5, 16), 1 << integer(0, 2)};
-        if (plan.splits > k / 64 || (n + plan.tile_rows - 1) / plan.tile_rows > 24) plan.splits = 1;
-        return plan;
-      };
-      if (tiled) {
-        const TilePlan plan = random_plan();
-        logits = poisoned(DType::f32, rows, n);
-        tile_product(ops.stream(), ops.device(), static_cast<const CudaWeight&>(*plain).stream, logits, input, nullptr,
-                     After::store, plan);
+      std::string tiles = what;
+      logits = poisoned(DType::f32, rows, n);
+      if (tile_product_of_any_plan(ops, *plain, logits, input, After::store, tiles)) {
         ops.synchronize();
-        report.close(to_host(logits), want, tolerance(DType::f32),
-                     what + " in tiles of " + std::to_string(plan.tile_rows) + " by " + std::to_string(plan.splits));
+        report.close(to_host(logits), want, tolerance(DType::f32), tiles);
       }
       if (gated) {
         Tensor out = poisoned(type, rows, n / 2);
-        if (tiled && integer(0, 1) == 1) {
-          tile_product(ops.stream(), ops.device(), static_cast<const CudaWeight&>(*gated).stream, out, input, nullptr,
-                       After::gate, random_plan());
-        } else {
+        tiles = what + " gated";
+        if (integer(0, 1) == 0 || !tile_product_of_any_plan(ops, *gated, out, input, After::gate, tiles)) {
           ops.gated_linear(out, input, *gated);
         }
         ops.synchronize();
@@ -88,7 +94,7 @@ void check_linear(CudaOps& ops, Report& report) {
             product[size_t(r) * size_t(n / 2) + size_t(c)] = gate / (1 + std::exp(-gate)) * up;
           }
         }
-        report.close(to_host(out), product, 2 * tolerance(type), what + " gated");
+        report.close(to_host(out), product, 2 * tolerance(type), tiles);
       }
       Tensor out = poisoned(type, rows, n);
       ops.linear(out, input, *plain, device_bias);

@@ -1,7 +1,11 @@
 #include "cuda/device.h"
 
+#include <cstdlib>
+#include <string>
+
 #include "base/error.h"
 #include "cuda/kernels.h"
+#include "cuda/portable/portable.h"
 
 namespace oarlock::cuda {
 
@@ -24,9 +28,18 @@ Device open_device(int index) {
     throw DeviceError(concat("device ", index, " (", properties.name, ") has compute capability ", properties.major, ".",
                              properties.minor, "; ", why));
   };
-  if (properties.major != 9) refuse("these kernels are built for 9.0 (Hopper)");
-  const Kernels* chosen = &kHopperKernels;
-  launches_early = true;
+  if (properties.major < 8) refuse("8.0 (Ampere) is the oldest that has kernels");
+  const char* wanted = std::getenv("OARLOCK_CUDA_KERNELS");
+  const std::string kernels = wanted == nullptr ? "auto" : wanted;
+  require(kernels == "auto" || kernels == "portable", "OARLOCK_CUDA_KERNELS=", kernels, " is not one of auto, portable");
+  const Kernels* chosen = &kPortableKernels;
+#ifdef OARLOCK_CUDA_HOPPER
+  if (properties.major == 9 && kernels == "auto") chosen = &kHopperKernels;
+#endif
+  if (!portable::built_for_this_device()) {
+    refuse("this build has kernels for " OARLOCK_CUDA_ARCHITECTURES " alone (cmake -DOARLOCK_CUDA_ARCHITECTURES=...)");
+  }
+  launches_early = chosen != &kPortableKernels;
   return {index, properties.multiProcessorCount, properties.major, properties.minor, properties.sharedMemPerBlockOptin, chosen};
 }
 

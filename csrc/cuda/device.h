@@ -22,7 +22,8 @@ struct Device {
   const Kernels* kernels = nullptr;
 };
 
-// Selects the device for this thread. DeviceError when there is none, or when it is older than these kernels are built for.
+// Selects the device for this thread and the kernels for it: Hopper's own where it is one, else the portable ones, which
+// OARLOCK_CUDA_KERNELS=portable takes everywhere. DeviceError when there is no device, or none that this build is for.
 Device open_device(int index);
 
 // Whether kernels may start while their predecessor still runs: only Hopper's wait for it themselves. Set by open_device, for

@@ -1,4 +1,6 @@
-// The kernels that differ between cards, as a table that a device takes when it is opened.
+// The kernels that differ between cards, as tables of which a device takes one when it is opened: those written for Hopper
+// (wgmma, bulk copies, clusters), and the portable ones (mma.sync, cp.async) for what came before it. Everything else is
+// compiled for both from one source.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -27,6 +29,9 @@ struct Kernels {
   size_t (*sampler_scratch)(const Device& device, int64_t vocab);
 };
 
+extern const Kernels kPortableKernels;
+#ifdef OARLOCK_CUDA_HOPPER
 extern const Kernels kHopperKernels;
+#endif
 
 }  // namespace oarlock::cuda

@@ -119,6 +119,11 @@ class Settings:
         False, "same tokens for a seed whatever else is in the batch (on a CPU that always holds)"
     )
     cuda_graphs: bool = _setting(True, "on a GPU, replay decode steps as CUDA graphs")
+    cuda_kernels: str = _setting(
+        "auto",
+        "portable: on a Hopper GPU too, the kernels for older ones, for tests and to tell what is at fault",
+        choices=("auto", "portable"),
+    )
     overlap: bool = _setting(True, "on a GPU, plan and launch a step while the one before it runs")
     max_prefill_batch: int = _setting(
         4096, "requests admitted in one step", env=("MAX_PREFILL_BATCH",), low=1, high=4096
