@@ -1,6 +1,6 @@
 #include "cpu/ranks/ranks.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -16,11 +16,20 @@ Ranks::Ranks(std::shared_ptr<Comm> comm, std::vector<int64_t> vocab_starts, Thre
 }
 
 void Ranks::reserve(int max_rows) {
-  mine_.resize(size_t(max_rows));
-  all_.resize(size_t(max_rows) * bytes_.size());
+  const size_t world = size_t(comm_->world());
+  rows_ = size_t(max_rows);
+  told_.resize(rows_);
+  wanted_.resize(rows_);
+  verdicts_.resize(rows_);
+  places_.resize(rows_ * world);
+  auto row_bytes = [&](int rank) { return std::max(logit_bytes(rank), share_bytes(kMostShared)); };
+  mine_.resize(rows_ * row_bytes(comm_->rank()));
   if (comm_->rank() != 0) return;
-  gathered_.resize(size_t(max_rows * starts_.back()));
-  whole_.resize(gathered_.size());
+  size_t all = 0;
+  for (int rank = 0; rank < comm_->world(); ++rank) all += row_bytes(rank);
+  all_.resize(rows_ * all);
+  shares_.resize(rows_ * world);
+  whole_.resize(size_t(pool_.size()) * size_t(starts_.back()));
 }
 
 void Ranks::all_reduce(Tensor x) {
@@ -28,61 +37,126 @@ void Ranks::all_reduce(Tensor x) {
   comm_->all_reduce(x.as<float>(), x.rows * x.cols);
 }
 
-void Ranks::choose_likeliest(Tensor part, const Sampled& sampled) {
-  const size_t rows = size_t(part.rows);
-  pool_.for_each(part.rows, [&](int64_t row, int) {
-    Largest best = sampler_.largest(part.as<float>() + row * part.stride, part.cols);
-    bool bad = best.nan || best.value == INFINITY;
-    mine_[size_t(row)] = {best.value, int32_t(best.id + starts_[size_t(comm_->rank())]), bad};
-  });
-  for (size_t& bytes : bytes_) bytes = rows * sizeof(Candidate);
-  comm_->gather(mine_.data(), all_.data(), bytes_);
-  if (comm_->rank() != 0) return;
-  for (size_t row = 0; row < rows; ++row) {
-    Candidate best = all_[row];
-    for (size_t r = 1; r < bytes_.size(); ++r) {  // in order of ids, so that the lowest wins a tie
-      const Candidate& other = all_[r * rows + row];
-      if (other.value > best.value) best = {other.value, other.id, best.bad};
-      best.bad |= other.bad;
+template <typename BytesOf, typename Put>
+void Ranks::exchange(int rows, BytesOf&& bytes_of, Put&& put) {
+  size_t at = 0;
+  for (int rank = 0; rank < comm_->world(); ++rank) {
+    const size_t first = at;
+    for (int row = 0; row < rows; ++row) {
+      places_[size_t(rank) * rows_ + size_t(row)] = at;
+      at += bytes_of(rank, row);
     }
-    bool drawn = !best.bad && std::isfinite(best.value);
-    sampled.token[row] = drawn ? best.id : 0;
-    sampled.logprob[row] = 0;
-    sampled.status[row] = drawn ? 0 : 1;
+    bytes_[size_t(rank)] = at - first;
   }
+  const size_t* own = &places_[size_t(comm_->rank()) * rows_];
+  pool_.for_each(rows, [&](int64_t row, int thread) { put(int(row), thread, mine_.data() + own[row] - own[0]); });
+  comm_->gather(mine_.data(), all_.data(), bytes_);
 }
 
-void Ranks::gather_and_sample(Tensor part, const Sampling& sampling, const Sampled& sampled) {
-  for (size_t r = 0; r < bytes_.size(); ++r) bytes_[r] = size_t(part.rows * (starts_[r + 1] - starts_[r])) * 4;
-  comm_->gather(part.data, gathered_.data(), bytes_);
-  if (comm_->rank() != 0) return;
-  const int64_t vocab = starts_.back();
-  pool_.for_each(part.rows, [&](int64_t row, int) {
-    for (size_t r = 0; r < bytes_.size(); ++r) {
-      int64_t width = starts_[r + 1] - starts_[r];
-      std::memcpy(whole_.data() + row * vocab + starts_[r], gathered_.data() + part.rows * starts_[r] + row * width,
-                  size_t(width) * 4);
-    }
-  });
-  sampler_.sample({whole_.data(), DType::f32, part.rows, vocab, vocab}, sampling, sampled);
+// Rank 0 tells of its settings what the others need.
+void Ranks::tell(int rows, const Sampling& sampling) {
+  for (int row = 0; row < rows && comm_->rank() == 0; ++row) {
+    const RowSettings own = row_settings(sampling, row, starts_.back());
+    told_[size_t(row)] = {own.temperature, own.top_p, own.min_p, own.top_k, own.top_logprobs, own.target, own.edits_logits()};
+  }
+  const size_t bytes = size_t(rows) * sizeof(Told);
+  comm_->broadcast(told_.data(), bytes, bytes);
+}
+
+RowSettings Ranks::settings(int row) const {
+  const Told& told = told_[size_t(row)];
+  RowSettings out = row_settings({}, row, starts_.back());
+  out.temperature = told.temperature, out.top_p = told.top_p, out.min_p = told.min_p, out.top_k = told.top_k;
+  out.top_logprobs = told.top_logprobs, out.target = told.target;
+  return out;
 }
 
 void Ranks::sample(Tensor part, const uint8_t* plain, const Sampling& sampling, const Sampled& sampled) {
-  require(part.rows <= int64_t(mine_.size()) && part.stride == part.cols, "ranks: ", part.rows,
+  require(part.rows <= int64_t(rows_) && part.stride == part.cols, "ranks: ", part.rows,
           " rows of logits are not what was reserved");
-  for (int64_t begin = 0, end; begin < part.rows; begin = end) {
-    for (end = begin + 1; end < part.rows && plain[end] == plain[begin];) ++end;
-    Tensor run = part;
-    run.data = part.as<float>() + begin * part.stride;
-    run.rows = end - begin;
-    const bool own = comm_->rank() == 0;
-    const Sampled into = own ? from_row(sampled, int(begin)) : Sampled{};
-    if (plain[begin]) {
-      choose_likeliest(run, into);
-    } else {
-      gather_and_sample(run, own ? from_row(sampling, int(begin)) : Sampling{}, into);
-    }
+  const int rows = int(part.rows);
+  if (std::all_of(plain, plain + rows, [](uint8_t row) { return row != 0; })) {
+    std::fill_n(told_.begin(), rows, Told{});
+  } else {
+    tell(rows, sampling);
   }
+  bool open = false;
+  for (int row = 0; row < rows; ++row) {
+    wanted_[size_t(row)] = wanted_of(settings(row), told_[size_t(row)].edited != 0);
+    open |= wanted_[size_t(row)].open;
+  }
+  auto bytes_of = [&](int rank, int row) {
+    const Wanted& wanted = wanted_[size_t(row)];
+    return wanted.logits ? logit_bytes(rank) : share_bytes(wanted.tokens);
+  };
+  exchange(rows, bytes_of, [&](int row, int, uint8_t* into) {
+    const float* logits = part.as<float>() + row * part.stride;
+    const Wanted& wanted = wanted_[size_t(row)];
+    if (wanted.logits) {
+      std::memcpy(into, logits, size_t(part.cols) * 4);
+    } else {
+      make_share(sampler_.scans(), logits, part.cols, starts_[size_t(comm_->rank())], settings(row), wanted.tokens,
+                 *reinterpret_cast<Share*>(into));
+    }
+  });
+  if (comm_->rank() == 0) {
+    pool_.for_each(rows, [&](int64_t row, int thread) { verdicts_[size_t(row)] = draw(sampling, sampled, int(row), thread); });
+  }
+  if (open) settle(part, sampling, sampled);
+}
+
+Verdict Ranks::draw(const Sampling& sampling, const Sampled& sampled, int row, int thread) {
+  if (wanted_[size_t(row)].logits) {
+    draw_whole(sampling, sampled, row, thread);
+    return {};
+  }
+  begin_row(sampling, sampled, row);
+  const int world = comm_->world();
+  const Share** shares = &shares_[size_t(row) * size_t(world)];
+  for (int rank = 0; rank < world; ++rank) shares[rank] = reinterpret_cast<const Share*>(received(rank, row));
+  const RowSettings settings = row_settings(sampling, row, starts_.back());
+  const int target_part = int(std::upper_bound(starts_.begin(), starts_.end(), int64_t(settings.target)) - starts_.begin()) - 1;
+  return SharedRow(shares, world, settings).draw(sampler_.scans(), target_part, sampled, row, sampler_.scratch(thread));
+}
+
+void Ranks::draw_whole(const Sampling& sampling, const Sampled& sampled, int row, int thread) {
+  float* whole = whole_.data() + thread * starts_.back();
+  for (int rank = 0; rank < comm_->world(); ++rank)
+    std::memcpy(whole + starts_[size_t(rank)], received(rank, row), size_t(width(rank)) * 4);
+  sampler_.sample_row(whole, starts_.back(), sampling, sampled, row, thread);
+}
+
+void Ranks::settle(Tensor part, const Sampling& sampling, const Sampled& sampled) {
+  const int rows = int(part.rows);
+  const size_t bytes = size_t(rows) * sizeof(Verdict);
+  comm_->broadcast(verdicts_.data(), bytes, bytes);
+  auto decided = [](const Verdict& verdict) { return verdict.kind == Verdict::drawn; };
+  if (std::all_of(verdicts_.begin(), verdicts_.begin() + rows, decided)) return;
+  auto bytes_of = [&](int rank, int row) {
+    const Verdict& verdict = verdicts_[size_t(row)];
+    if (verdict.kind == Verdict::logits) return logit_bytes(rank);
+    return verdict.kind == Verdict::find && verdict.part == rank ? sizeof(TokenLogit) : size_t(0);
+  };
+  exchange(rows, bytes_of, [&](int row, int thread, uint8_t* into) {
+    const float* logits = part.as<float>() + row * part.stride;
+    const Verdict& verdict = verdicts_[size_t(row)];
+    if (verdict.kind == Verdict::logits) {
+      std::memcpy(into, logits, size_t(part.cols) * 4);
+    } else if (verdict.kind == Verdict::find && verdict.part == comm_->rank()) {
+      *reinterpret_cast<TokenLogit*>(into) =
+          find_in_part(sampler_.scans(), logits, part.cols, starts_[size_t(comm_->rank())], told_[size_t(row)].temperature,
+                       verdict.weight, sampler_.scratch(thread));
+    }
+  });
+  if (comm_->rank() != 0) return;
+  pool_.for_each(rows, [&](int64_t r, int thread) {
+    const int row = int(r);
+    const Verdict& verdict = verdicts_[size_t(row)];
+    if (verdict.kind == Verdict::logits) draw_whole(sampling, sampled, row, thread);
+    if (verdict.kind != Verdict::find) return;
+    const auto* found = reinterpret_cast<const TokenLogit*>(received(verdict.part, row));
+    write_token(*found, verdict.log_sum, row_settings(sampling, row, starts_.back()), sampled, row);
+  });
 }
 
 }  // namespace oarlock::cpu

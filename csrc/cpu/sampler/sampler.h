@@ -10,6 +10,7 @@
 
 namespace oarlock::cpu {
 
+struct RowScratch;
 struct SamplerScratch;
 
 // The semantics are those of Sampling and Sampled (base/ops.h). A null array means its neutral value for every row; a row
@@ -33,16 +34,20 @@ class Sampler {
   // logits are float32 [rows, vocab] and are left as they are. InvalidArgument beyond what was reserved.
   void sample(Tensor logits, const Sampling& sampling, const Sampled& sampled);
 
-  // The likeliest of `count` logits.
-  Largest largest(const float* logits, int64_t count) const;
+  // One row of `vocab` logits, the one of index `row` in sampling and sampled, by a thread of the pool.
+  void sample_row(const float* logits, int64_t vocab, const Sampling& sampling, const Sampled& sampled, int row, int thread);
+
+  const SamplerScans& scans() const;
+  RowScratch& scratch(int thread);
 
  private:
-  const SamplerScans& scans() const;
-
   ThreadPool& pool_;
   const Isa isa_;
   std::unique_ptr<SamplerScratch> scratch_;
 };
+
+// A row's place in `sampled` before anything is drawn.
+void begin_row(const Sampling& sampling, const Sampled& sampled, int row);
 
 namespace reference {
 void sample_row(const float* logits, int64_t vocab, const Sampling& sampling, const Sampled& sampled, int row);

@@ -6,6 +6,7 @@
 namespace oarlock::cpu {
 
 constexpr int kScanChunk = 1024;
+constexpr int kMostTop = 128;
 
 struct Largest {
   float value;  // -inf when nothing is above it
@@ -35,7 +36,7 @@ struct SamplerScans {
   // Weights of x[begin, end), at most kScanChunk of them, which begin at a multiple of kScanChunk.
   void (*weights)(const LogWeights& row, int64_t begin, int64_t end, float* out);
   void (*gather)(const LogWeights& row, float least, Candidates& out);
-  // The `wanted` largest, best first, lower id first among equals; -1 and -inf where there are no more.
+  // The `wanted` (up to kMostTop) largest, best first, lower id first among equals; -1 and -inf where there are no more.
   void (*top)(const float* x, int64_t count, int wanted, int32_t* ids, float* values);
 };
 

@@ -1,6 +1,7 @@
 // The passes of scan.h written once for every vector width.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "cpu/sampler/scan.h"
@@ -10,6 +11,7 @@ namespace oarlock::cpu {
 template <class V>
 struct ScanSteps {
   using F = typename V::F;
+  static constexpr int kInserted = 32;  // a longer list is cheaper kept unsorted
   static constexpr float kNothing = -std::numeric_limits<float>::infinity();
   static constexpr float kLowest = std::numeric_limits<float>::lowest();
 
@@ -112,6 +114,7 @@ struct ScanSteps {
       values[place] = kNothing;
     }
     if (wanted == 0) return;
+    if (wanted > kInserted) return top_many(x, count, wanted, ids, values);
     for (int64_t i = 0; i < count; i += V::kLanes) {
       F v = load(x, count, i);
       uint32_t above = V::greater(v, V::set1(values[wanted - 1]));
@@ -126,6 +129,30 @@ struct ScanSteps {
         values[place] = x[id];
         ids[place] = int32_t(id);
       }
+    }
+  }
+
+  // The best so far lie in no order before as many that have passed the comparison with the worst of them since.
+  static void top_many(const float* x, int64_t count, int wanted, int32_t* ids, float* values) {
+    int32_t found[2 * kMostTop];
+    int held = 0;
+    float least = kNothing;
+    auto better = [x](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
+    for (int64_t i = 0; i < count; i += V::kLanes) {
+      uint32_t above = V::greater(load(x, count, i), V::set1(least));
+      for (; above != 0; above &= above - 1) {
+        found[held++] = int32_t(i + __builtin_ctz(above));
+        if (held < 2 * wanted) continue;
+        std::nth_element(found, found + wanted - 1, found + held, better);
+        held = wanted;
+        least = x[found[wanted - 1]];
+        above &= V::greater(load(x, count, i), V::set1(least)) | (above & -above);
+      }
+    }
+    std::sort(found, found + held, better);
+    for (int place = 0; place < std::min(held, wanted); ++place) {
+      ids[place] = found[place];
+      values[place] = x[found[place]];
     }
   }
 

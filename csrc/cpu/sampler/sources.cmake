@@ -1,6 +1,8 @@
 include(${CMAKE_CURRENT_LIST_DIR}/../vector/flags.cmake)
 target_sources(oarlock_cpu PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/sampler.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/draw.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/parts.cpp
   ${CMAKE_CURRENT_LIST_DIR}/edit.cpp
   ${CMAKE_CURRENT_LIST_DIR}/reference.cpp)
 oarlock_isa_sources(${CMAKE_CURRENT_LIST_DIR} scan avx2 avx512)

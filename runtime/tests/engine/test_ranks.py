@@ -1,5 +1,6 @@
 """A model split over ranks against the whole: real weights by teacher forcing, every family in tiny models."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,40 @@ def test_every_family_is_the_same_split(tmp_path: Path, family: str) -> None:
     assert np.abs(got.logprob[:-1] - expected.logprob[:-1]).max() < 0.2
     assert (got.best == likeliest).all()
     assert (got.best == expected.best).mean() > 0.9
+
+
+def test_drawn_tokens_are_the_same_split(tmp_path: Path) -> None:
+    # Rows of every kind in one step: what the shares decide, what a second exchange does, and what is gathered.
+    path = tiny_directory(tmp_path, "llama", num_attention_heads=6, num_key_value_heads=2, head_dim=32)
+    exact = replace(SMALL, dtype="f32", max_batched_tokens=512)
+    random = np.random.default_rng(11)
+    ids = random.integers(0, 256, 400).tolist()
+    rows = len(ids)
+    plan = forced_plan([ids])
+    plan.target = np.where(random.random(rows) < 0.1, plan.target, -1).astype(np.int32)
+    plan.temperature = random.choice([0, 0.3, 0.8, 1.5], rows).astype(np.float32)
+    plan.top_p = random.choice([1, 0.5, 0.9], rows).astype(np.float32)
+    plan.min_p = random.choice([0, 0, 0.1], rows).astype(np.float32)
+    plan.top_k = random.choice([0, 0, 1, 40, 200], rows).astype(np.int32)
+    plan.seed = random.integers(0, 1 << 63, rows, np.uint64)
+    plan.draw = np.arange(rows, dtype=np.int32)
+    plan.top_logprobs = random.choice([-1, 0, 5, 20], rows).astype(np.int32)
+    biased = random.random(rows) < 0.1
+    plan.bias_starts = np.concatenate([[0], np.cumsum(biased)]).astype(np.int32)
+    plan.bias_ids = random.integers(0, 512, biased.sum()).astype(np.int32)
+    plan.bias_values = np.full(biased.sum(), 4, np.float32)
+
+    def drawn(executor: CoreExecutor) -> list[Floats]:
+        executor.submit(plan)
+        result = executor.collect()
+        return [np.array(value, copy=True) for value in (result.token, result.logprob, result.status, result.top_ids)]
+
+    token, logprob, status, top_ids = drawn(load_executor(open_checkpoint(path), exact))
+    with split_executor(path, exact, 3) as executor:
+        got_token, got_logprob, got_status, got_top_ids = drawn(executor)
+    same = got_token == token
+    assert same.mean() > 0.99
+    assert np.abs(got_logprob - logprob)[same].max() < 1e-3
+    assert not status.any() and not got_status.any()
+    listed = plan.top_logprobs > 0
+    assert (got_top_ids[listed, :5] == top_ids[listed, :5]).mean() > 0.99
