@@ -106,7 +106,11 @@ def load_executor(
     SettingError when the limits can't be met, ValueError from the core, ConnectionError when another rank is lost.
     """
     spec = checkpoint.spec
-    shard = shard_of(spec, ranks.rank, ranks.world) if ranks is not None else None
+    shard, starts = None, []
+    if ranks is not None:
+        even = checkpoint.ranks == ranks.world  # as the files are cut, so that no rank reads another's
+        shard = shard_of(spec, ranks.rank, ranks.world, even)
+        starts = vocab_starts(spec, ranks.world, even)
     if options.max_context > spec.max_context:
         raise SettingError(
             f"max_context is {options.max_context}; {checkpoint.path} was trained for {spec.max_context} tokens"
@@ -127,7 +131,7 @@ def load_executor(
             "batch_invariant": options.batch_invariant,
             "graphs": options.graphs,
             "comm": ranks.comm if ranks is not None else None,
-            "vocab_starts": vocab_starts(spec, ranks.world) if ranks is not None else [],
+            "vocab_starts": starts,
         }
     )
     load_weights(checkpoint, core, options.quantization, options.dtype, progress, shard)

@@ -15,6 +15,7 @@ from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_
 from oarlock_runtime.engine.ranks import Ranks, open_comm
 from oarlock_runtime.models.checkpoint import Checkpoint
 
+Open = Callable[[int, int], Checkpoint]  # the model as a rank, and one of so many, needs it
 TIME_LIMIT = 60.0  # seconds that ranks wait for each other: while they load, and at work
 
 
@@ -27,7 +28,7 @@ class SplitModel:
 
 
 @contextmanager
-def split_model(opened: Callable[[], Checkpoint], options: ExecutorOptions, world: int) -> Iterator[SplitModel]:
+def split_model(opened: Open, options: ExecutorOptions, world: int) -> Iterator[SplitModel]:
     """The model that `opened` opens (in every process: it must be picklable), split over `world` ranks.
 
     On leaving, the other ranks are told to stop and waited for. ConnectionError when one of them is lost.
@@ -43,7 +44,7 @@ def split_model(opened: Callable[[], Checkpoint], options: ExecutorOptions, worl
             child.start()
             theirs.close()  # so that a child's end is seen here
         ranks = _join(0, world, [own for own, _ in pipes])
-        executor = load_executor(opened(), options, ranks=ranks)
+        executor = load_executor(opened(0, world), options, ranks=ranks)
         yield SplitModel(executor, ranks.comm)
         executor.beat()
         executor.stop_followers()
@@ -82,10 +83,8 @@ def _receive(pipe: Connection) -> Any:
         raise ConnectionError("a rank ended before the ranks were connected") from error
 
 
-def _follow(
-    rank: int, world: int, opened: Callable[[], Checkpoint], options: ExecutorOptions, pipe: Connection
-) -> None:
+def _follow(rank: int, world: int, opened: Open, options: ExecutorOptions, pipe: Connection) -> None:
     """What a child runs: every order of rank 0's until it says stop."""
-    executor = load_executor(opened(), options, ranks=_join(rank, world, [pipe]))
+    executor = load_executor(opened(rank, world), options, ranks=_join(rank, world, [pipe]))
     while executor.follow() != "stop":
         pass

@@ -64,11 +64,12 @@ def model_file(path: Path) -> Path:
     raise CheckpointError(f"{path}: has neither {CONFIG} (with {SINGLE}, {INDEX} or a Paddle program) nor a .gguf file")
 
 
-def open_checkpoint(path: Path | str, paddle_packing: str = "auto") -> Checkpoint:
+def open_checkpoint(path: Path | str, paddle_packing: str = "auto", rank: int = 0, world: int = 1) -> Checkpoint:
     """Opens a GGUF file, a Hugging Face directory or a Paddle static graph's.
 
-    paddle_packing: how the last's quantized matrices are laid out, "sm75", "sm70" or "auto". CheckpointError names the
-    file and field, tensor or parameter.
+    paddle_packing: how the last's quantized matrices are laid out, "sm75", "sm70" or "auto". Rank `rank` of `world`
+    needs no other rank's files where they were cut for as many. CheckpointError names the file and field, tensor or
+    parameter.
     """
     path = model_file(Path(path).expanduser())
     if path.is_file():
@@ -77,7 +78,7 @@ def open_checkpoint(path: Path | str, paddle_packing: str = "auto") -> Checkpoin
         _check(checkpoint, GGUF_TENSORS)
         return checkpoint
     if is_paddle(path):
-        model = open_paddle(path, paddle_packing)
+        model = open_paddle(path, paddle_packing, rank, world)
         return Checkpoint(path, "paddle", model.spec, model.refs, model.ranks)
     config = read_json(path / CONFIG)
     generation = path / "generation_config.json"

@@ -96,15 +96,15 @@ def _rows(plan: list[WeightGroup]) -> list[WeightRow]:
     rows: dict[tuple[str, str, str], WeightRow] = {}
     for group in plan:
         name = LAYER.sub("layers.*.", group.name)
-        stored = "+".join(dict.fromkeys(ref.format for ref in group.refs))
+        stored = "+".join(dict.fromkeys(part.ref.format for part in group.parts))
         known = rows.get((name, stored, group.held))
         rows[name, stored, group.held] = WeightRow(
             name=name,
             count=1 + (known.count if known else 0),
-            shape=(sum(ref.shape[0] for ref in group.refs), *group.refs[0].shape[1:]),
+            shape=(sum(part.shape[0] for part in group.parts), *group.parts[0].shape[1:]),
             stored=stored,
             held=group.held,
-            file_bytes=sum(ref.nbytes for ref in group.refs) + (known.file_bytes if known else 0),
+            file_bytes=group.file_bytes + (known.file_bytes if known else 0),
             held_bytes=group.nbytes + (known.held_bytes if known else 0),
         )
     return sorted(rows.values(), key=_place)

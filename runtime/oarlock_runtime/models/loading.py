@@ -7,15 +7,15 @@ that loading needs little more memory than the weights the core keeps. `oarlock 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from oarlock_runtime.models.checkpoint import Checkpoint
-from oarlock_runtime.models.sharding import Shard, Span
+from oarlock_runtime.models.sharding import Shard
 from oarlock_runtime.models.spec import ModelSpec
-from oarlock_runtime.models.tensors import BLOCK, BLOCK_BYTES, TensorRef, to_bf16
+from oarlock_runtime.models.tensors import BLOCK, BLOCK_BYTES, Span, TensorRef, to_bf16
 
 Quantization = Literal["auto", "f32", "bf16", "int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
@@ -40,33 +40,83 @@ class LoadProgress:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What is taken of a tensor: these rows and columns of `ref`, None for all."""
+
+    ref: TensorRef
+    rows: Span | None
+    columns: Span | None
+
+    @classmethod
+    def of(cls, ref: TensorRef, shard: Shard | None) -> Self:
+        """A rank's part of the model's tensor, or all of it; of its files only what the part needs."""
+        if shard is None:
+            return cls(ref, None, None)
+        name = ref.name.rpartition(".")[2]
+        return cls(*ref.narrowed(shard.rows(name), shard.columns(name)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        height = self.ref.shape[0] if self.rows is None else len(self.rows)
+        return (height, *self.ref.shape[1:]) if self.columns is None else (height, len(self.columns))
+
+    @property
+    def becomes(self) -> str:
+        """What the core is given: a tensor whose blocks the cut would break is expanded first."""
+        cut = self.columns
+        whole = cut is None or (cut.start % BLOCK == 0 and cut.stop % BLOCK == 0)
+        return self.ref.becomes if whole or self.ref.becomes not in BLOCK_BYTES else "bf16"
+
+    def vector(self) -> npt.NDArray[np.float32]:
+        values = self.ref.read()
+        return values if self.rows is None else values[self.rows.start : self.rows.stop]
+
+    def matrix(self) -> tuple[str, npt.NDArray[Any]]:
+        """Format and array."""
+        ref, rows, columns, becomes = self.ref, self.rows, self.columns, self.becomes
+        array = ref.read() if becomes == ref.becomes else to_bf16(ref.dequantize())
+        if rows is not None:
+            array = array[rows.start : rows.stop]
+        if columns is not None:
+            block = BLOCK_BYTES.get(becomes)
+            if block is not None:  # a row is bytes
+                columns = Span(columns.start // BLOCK * block, columns.stop // BLOCK * block)
+            array = array[:, columns.start : columns.stop]
+        return becomes, array if rows is None and columns is None else np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True)
 class WeightGroup:
-    """Tensors that the core takes as one weight, stacked along their output rows.
+    """Tensors, or a rank's parts of them, that the core takes as one weight, stacked along their output rows.
 
     `format` is what the executor is asked for ("keep" = the file's own bits), `held` what that comes to: f32, bf16,
     f16, int8 or int4. A GPU expands what it keeps to its compute type.
     """
 
     name: str
-    refs: tuple[TensorRef, ...]
+    parts: tuple[Part, ...]
     format: str
     held: str
-    shard: Shard | None = None  # a rank's part of it; None = all
 
     @property
     def is_vector(self) -> bool:
-        return len(self.refs[0].shape) == 1
+        return len(self.parts[0].shape) == 1
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the checkpoint that it is made of."""
+        return sum(part.ref.nbytes for part in self.parts)
 
     @property
     def nbytes(self) -> int:
         """Bytes the core will hold for it."""
-        return sum(math.prod(_part_shape(ref, self.shard)) for ref in self.refs) * HELD_BYTES[self.held] // BLOCK
+        return sum(math.prod(part.shape) for part in self.parts) * HELD_BYTES[self.held] // BLOCK
 
     def pieces(self) -> list[tuple[str, npt.NDArray[Any]]]:
         """What the executor's load takes. Vectors are joined into one float32 piece."""
         if self.is_vector:
-            return [("f32", np.concatenate([_cut_vector(ref, self.shard) for ref in self.refs]))]
-        return [_cut_matrix(ref, self.shard) for ref in self.refs]
+            return [("f32", np.concatenate([part.vector() for part in self.parts]))]
+        return [part.matrix() for part in self.parts]
 
 
 def load_plan(
@@ -80,10 +130,9 @@ def load_plan(
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization {quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
     groups = []
-    for name, parts in _group_names(checkpoint.spec):
-        refs = tuple(checkpoint[part] for part in parts)
-        format, held = _format_of(name, refs, quantization, dtype, shard)
-        groups.append(WeightGroup(name, refs, format, held, shard))
+    for name, tensors in _group_names(checkpoint.spec):
+        parts = tuple(Part.of(checkpoint[tensor], shard) for tensor in tensors)
+        groups.append(WeightGroup(name, parts, *_format_of(name, parts, quantization, dtype)))
     return groups
 
 
@@ -97,13 +146,13 @@ def load_weights(
 ) -> None:
     """Hands every weight, or this rank's part of it, to `executor`, whose ValueError and RuntimeError pass through."""
     plan = load_plan(checkpoint, quantization, dtype, shard)
-    total = sum(ref.nbytes for group in plan for ref in group.refs)
+    total = sum(group.file_bytes for group in plan)
     done = 0
     for group in plan:
         executor.load(group.name, group.pieces(), group.format)
-        for ref in group.refs:
-            ref.release()
-            done += ref.nbytes
+        done += group.file_bytes
+        for part in group.parts:
+            part.ref.release()
         if progress is not None:
             progress(LoadProgress(done, total, group.name))
 
@@ -125,58 +174,11 @@ def _group_names(spec: ModelSpec) -> Iterator[tuple[str, list[str]]]:
         yield "lm_head", ["lm_head"]
 
 
-def _part(ref: TensorRef) -> str:
-    """What a tensor is, its layer left out: "q", "down", "embed" …"""
-    return ref.name.rpartition(".")[2]
-
-
-def _columns(ref: TensorRef, shard: Shard | None) -> Span | None:
-    return shard.columns(_part(ref)) if shard is not None else None
-
-
-def _part_shape(ref: TensorRef, shard: Shard | None) -> tuple[int, ...]:
-    rows = shard.rows(_part(ref)) if shard is not None else None
-    columns = _columns(ref, shard)
-    height = ref.shape[0] if rows is None else len(rows)
-    return (height, *ref.shape[1:]) if columns is None else (height, len(columns))
-
-
-def _becomes(ref: TensorRef, shard: Shard | None) -> str:
-    """What the core is given: a tensor whose blocks the cut would break is expanded first."""
-    columns = _columns(ref, shard)
-    whole = columns is None or (columns.start % BLOCK == 0 and columns.stop % BLOCK == 0)
-    return ref.becomes if whole or ref.becomes not in BLOCK_BYTES else "bf16"
-
-
-def _cut_vector(ref: TensorRef, shard: Shard | None) -> npt.NDArray[Any]:
-    rows = shard.rows(_part(ref)) if shard is not None else None
-    return ref.read() if rows is None else ref.read()[rows.start : rows.stop]
-
-
-def _cut_matrix(ref: TensorRef, shard: Shard | None) -> tuple[str, npt.NDArray[Any]]:
-    """Format and array of a tensor, or of the rank's part of it."""
-    if shard is None:
-        return ref.becomes, ref.read()
-    rows, columns = shard.rows(_part(ref)), shard.columns(_part(ref))
-    becomes = _becomes(ref, shard)
-    array = ref.read() if becomes == ref.becomes else to_bf16(ref.dequantize())
-    if rows is not None:
-        array = array[rows.start : rows.stop]
-    if columns is not None:
-        block = BLOCK_BYTES.get(becomes)
-        if block is not None:  # a row is bytes
-            columns = Span(columns.start // BLOCK * block, columns.stop // BLOCK * block)
-        array = array[:, columns.start : columns.stop]
-    return becomes, np.ascontiguousarray(array)
-
-
-def _format_of(
-    name: str, refs: tuple[TensorRef, ...], quantization: str, dtype: str, shard: Shard | None
-) -> tuple[str, str]:
+def _format_of(name: str, parts: tuple[Part, ...], quantization: str, dtype: str) -> tuple[str, str]:
     """The format to ask of the executor, and what it comes to."""
-    if len(refs[0].shape) == 1:
+    if len(parts[0].shape) == 1:
         return "f32", "f32"
-    formats = {_becomes(ref, shard) for ref in refs}
+    formats = {part.becomes for part in parts}
     own = None
     if formats <= BLOCK_BYTES.keys():
         # The core holds pieces of one weight in the widest form that any of them needs.
@@ -185,7 +187,7 @@ def _format_of(
         return "keep", own or dtype
     if quantization in ("f32", "bf16"):
         return quantization, quantization
-    if _part_shape(refs[0], shard)[1] % BLOCK:
+    if parts[0].shape[1] % BLOCK:
         return dtype, dtype
     # The head decides between near-equal tokens, so it is given no less than 8 bits; so is what it may be tied to.
     wanted = "int8" if name in ("embed", "lm_head") else quantization

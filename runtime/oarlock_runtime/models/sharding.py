@@ -2,30 +2,18 @@
 
 A matrix that begins a block (q, k, v, gate, up) is split by output rows, the one that ends it (o, down) by columns,
 the embedding and the head by tokens. Query heads stay with their KV head; a KV head is held by several ranks where
-there are more ranks than KV heads. Parts may be uneven. Used by the engine process of every rank.
+there are more ranks than KV heads. Parts are in whole units that kernels like and may be uneven; or they are even, as
+in files that were cut for as many ranks. Used by the engine process of every rank.
 """
 
 from dataclasses import dataclass, replace
 
 from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.spec import ModelSpec
+from oarlock_runtime.models.tensors import Span
 
 FFN_UNIT = 64  # features: whole groups of quantized weights, and of the kernels' tiles
 VOCAB_UNIT = 64  # tokens
-
-
-@dataclass(frozen=True)
-class Span:
-    """The half-open range [start, stop)."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def times(self, factor: int) -> "Span":
-        return Span(self.start * factor, self.stop * factor)
 
 
 @dataclass(frozen=True)
@@ -66,19 +54,27 @@ class Shard:
         return {"o": self.heads.times(self.spec.head_dim), "down": self.ffn}.get(part)
 
 
-def shard_of(spec: ModelSpec, rank: int, world: int) -> Shard:
-    """Rank `rank`'s part of a model split over `world` ranks. CheckpointError when a rank would have no heads."""
+def shard_of(spec: ModelSpec, rank: int, world: int, even: bool = False) -> Shard:
+    """Rank `rank`'s part of a model split over `world` ranks. CheckpointError when a rank would have no heads.
+
+    even: features and tokens are shared out evenly where their number allows, whatever the units.
+    """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} is outside 0 to {world - 1}")
     heads, kv_heads = _split_heads(spec, rank, world)
-    return Shard(
-        rank, world, spec, heads, kv_heads, _split_ffn(spec, rank, world), _split(spec.vocab, VOCAB_UNIT, rank, world)
-    )
+    tokens = _split(spec.vocab, _vocab_unit(spec, world, even), rank, world)
+    return Shard(rank, world, spec, heads, kv_heads, _split_ffn(spec, rank, world, even), tokens)
 
 
-def vocab_starts(spec: ModelSpec, world: int) -> list[int]:
+def vocab_starts(spec: ModelSpec, world: int, even: bool = False) -> list[int]:
     """First token of every rank, and the vocabulary's size."""
-    return [_split(spec.vocab, VOCAB_UNIT, rank, world).start for rank in range(world)] + [spec.vocab]
+    unit = _vocab_unit(spec, world, even)
+    return [_split(spec.vocab, unit, rank, world).start for rank in range(world)] + [spec.vocab]
+
+
+def has_even_heads(kv_heads: int, world: int) -> bool:
+    """Whether every rank has as many KV heads, or as many ranks share each."""
+    return kv_heads % world == 0 or world % kv_heads == 0
 
 
 def _split(count: int, unit: int, rank: int, world: int) -> Span:
@@ -87,8 +83,14 @@ def _split(count: int, unit: int, rank: int, world: int) -> Span:
     return Span(min(units * rank // world * unit, count), min(units * (rank + 1) // world * unit, count))
 
 
-def _split_ffn(spec: ModelSpec, rank: int, world: int) -> Span:
+def _vocab_unit(spec: ModelSpec, world: int, even: bool) -> int:
+    return spec.vocab // world if even and spec.vocab % world == 0 else VOCAB_UNIT
+
+
+def _split_ffn(spec: ModelSpec, rank: int, world: int, even: bool) -> Span:
     unit = FFN_UNIT if spec.ffn // FFN_UNIT >= world else 1
+    if even and spec.ffn % world == 0:
+        unit = spec.ffn // world
     span = _split(spec.ffn, unit, rank, world)
     if not len(span):
         raise CheckpointError(f"{spec.ffn} features of the feed-forward layers can't be split over {world} ranks")

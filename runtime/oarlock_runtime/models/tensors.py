@@ -6,9 +6,9 @@ memory than the weights the core keeps. Used by the engine process and the comma
 
 import mmap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,20 @@ DENSE = {"f32": 4, "f16": 2, "bf16": 2}
 BLOCK = 32  # weights a block of the GGUF formats that the core keeps
 BLOCK_BYTES = {"q8_0": 34, "q4_0": 18, "q4_1": 20}
 ROWS_BYTES = 16 << 20  # of float32 in flight while a tensor is converted
+
+
+@dataclass(frozen=True)
+class Span:
+    """The half-open range [start, stop)."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def times(self, factor: int) -> "Span":
+        return Span(self.start * factor, self.stop * factor)
 
 
 class MappedFile:
@@ -101,6 +115,20 @@ class TensorRef:
         for start, stop in self._slabs():
             out[start:stop] = self._to_float(rows[start:stop])
         return out
+
+    def narrowed(self, rows: Span | None, columns: Span | None) -> tuple[Self, Span | None, Span | None]:
+        """A tensor that needs less of the file and holds these rows and columns (None = all), and which of its own
+        they are."""
+        if rows is None or self.row_order is not None or len(self.shape) == 1:
+            return self, rows, columns
+        row_bytes = self.nbytes // self.shape[0]
+        part = replace(
+            self,
+            offset=self.offset + rows.start * row_bytes,
+            nbytes=len(rows) * row_bytes,
+            shape=(len(rows), *self.shape[1:]),
+        )
+        return part, None, columns
 
     def release(self) -> None:
         """Gives back the file's pages. Views from `read` stay valid: they are read from the file again."""

@@ -44,9 +44,10 @@ GRAMMARS_SECONDS = 5.0  # for the tables of the vocabulary, which a request may 
 
 
 def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
-    checkpoint = open_model(settings)
+    place = place_of(settings)
+    checkpoint = open_model(settings, place, 0)
     context = context_of(settings, checkpoint.spec.max_context)
-    ranks = join_ranks(settings, checkpoint, place_of(settings), 0, control)
+    ranks = join_ranks(settings, checkpoint, place, 0, control)
     executor = load_model(settings, checkpoint, context, control, ranks)
     config = EngineConfig(
         vocab=checkpoint.spec.vocab,

@@ -23,10 +23,11 @@ from oarlock_runtime.settings import Settings
 _log = logging.getLogger("oarlock.engine")
 
 
-def open_model(settings: Settings) -> Checkpoint:
+def open_model(settings: Settings, place: Place, rank: int) -> Checkpoint:
+    """The model as that rank needs it; of files that were cut for as many ranks, its own."""
     if settings.load_format == "dummy":
         return open_dummy(settings.model)
-    return open_checkpoint(settings.model, settings.paddle_packing)
+    return open_checkpoint(settings.model, settings.paddle_packing, rank, place.world)
 
 
 def context_of(settings: Settings, longest: int) -> int:
@@ -100,9 +101,14 @@ def load_model(
 
 
 def _facts(settings: Settings, checkpoint: Checkpoint) -> dict[str, str]:
-    """What must be the same on all ranks."""
-    shapes = sorted((name, ref.shape) for name, ref in checkpoint.tensors())
+    """What must be the same on all ranks. The model is told by what each of them can read, whose files may differ."""
+    tensors = sorted((name, ref.shape, ref.format) for name, ref in checkpoint.tensors())
     norms = np.concatenate([checkpoint[name].read() for name in ("layers.0.attn_norm", "final_norm")])
-    model = hashlib.sha256(repr((checkpoint.spec, shapes)).encode() + norms.tobytes()).hexdigest()
+    model = hashlib.sha256(repr((checkpoint.spec, tensors)).encode() + norms.tobytes()).hexdigest()
     named = ("device", "dtype", "quantization", "max_sequences", "max_context", "max_batched_tokens")
-    return {"version": __version__, "model": model[:16], **{name: str(getattr(settings, name)) for name in named}}
+    return {
+        "version": __version__,
+        "model": model[:16],
+        "files for ranks": str(checkpoint.ranks),  # the parts are cut by it
+        **{name: str(getattr(settings, name)) for name in named},
+    }

@@ -18,8 +18,9 @@ from oarlock_runtime.settings import Settings
 
 def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
     rank = int(first["rank"])
-    checkpoint = open_model(settings)
-    ranks = join_ranks(settings, checkpoint, place_of(settings), rank, control)
+    place = place_of(settings)
+    checkpoint = open_model(settings, place, rank)
+    ranks = join_ranks(settings, checkpoint, place, rank, control)
     if ranks is None:
         raise OarlockError("a worker process is for a model that is split over ranks")
     executor = load_model(settings, checkpoint, context_of(settings, checkpoint.spec.max_context), control, ranks)

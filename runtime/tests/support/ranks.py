@@ -13,5 +13,5 @@ from oarlock_runtime.models.checkpoint import open_checkpoint
 @contextmanager
 def split_executor(path: Path, options: ExecutorOptions, world: int) -> Iterator[CoreExecutor]:
     """Rank 0's executor of the model at `path`, split over `world` processes."""
-    with split_model(partial(open_checkpoint, path), options, world) as model:
+    with split_model(partial(open_checkpoint, path, "auto"), options, world) as model:
         yield model.executor

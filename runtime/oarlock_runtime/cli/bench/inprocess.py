@@ -54,10 +54,13 @@ def options_of(
     )
 
 
-def checkpoint_of(uri: str, load_format: str = "auto") -> Checkpoint:
-    """Opens a model given as a path or URI, downloading it first if need be; dummy: as a config.json or a preset."""
+def checkpoint_of(uri: str, load_format: str = "auto", rank: int = 0, world: int = 1) -> Checkpoint:
+    """Opens a model given as a path or URI, downloading it first if need be; dummy: as a config.json or a preset.
+
+    Rank `rank` of `world` opens what it needs of it.
+    """
     from oarlock_runtime.cli.download import local_path
 
     if load_format == "dummy":
         return open_dummy(uri)
-    return open_checkpoint(local_path(uri))
+    return open_checkpoint(local_path(uri), rank=rank, world=world)

@@ -1,7 +1,7 @@
 """Opens a PaddleNLP static-graph directory: config.json, and a program with its parameters at the root or by rank.
 
-Used by the engine process and the command line. A directory of several ranks becomes one model. Kinds of graphs that
-are known and not supported yet are refused by name.
+Used by the engine process of every rank and the command line. A directory of several ranks becomes one model, of which
+a rank of as many opens its own share alone. Kinds of graphs that are known and not supported yet are refused by name.
 """
 
 import re
@@ -14,6 +14,7 @@ from oarlock_runtime.models.fields import Fields, read_json
 from oarlock_runtime.models.paddle.layout import Layout
 from oarlock_runtime.models.paddle.parameters import read_records
 from oarlock_runtime.models.paddle.program import program_file
+from oarlock_runtime.models.sharding import has_even_heads
 from oarlock_runtime.models.spec import ModelSpec
 from oarlock_runtime.models.tensors import TensorRef
 
@@ -43,35 +44,56 @@ class PaddleModel:
 
 
 def is_paddle(directory: Path) -> bool:
-    """Whether a directory holds a Paddle program, at its root or in rank_0."""
-    return any(program_file(place) is not None for place in (directory, directory / "rank_0"))
+    """Whether a directory holds a Paddle program, at its root or of any rank."""
+    places = [directory, *(directory / f"rank_{rank}" for rank in _ranks_in(directory))]
+    return any(program_file(place) is not None for place in places)
 
 
-def open_paddle(directory: Path, packing: str = "auto") -> PaddleModel:
-    """CheckpointError names the file, and the field or parameter at fault."""
+def open_paddle(directory: Path, packing: str = "auto", rank: int = 0, world: int = 1) -> PaddleModel:
+    """The model as rank `rank` of `world` needs it: of files that were cut for `world` ranks its own share alone.
+
+    CheckpointError names the file, and the field or parameter at fault.
+    """
     config = read_json(directory / CONFIG)
     _refuse(config)
     generation = directory / "generation_config.json"
     _, spec = spec_from_config(plain_config(config), read_json(generation) if generation.exists() else None)
     exported = config.integer("infer_model_max_seq_len", spec.max_context)
-    places = rank_directories(directory, config)
-    ranks = [read_records(place) for place in places]
+    found = _ranks_in(directory)
+    count = _rank_count(config, found)
+    own = count == world and world > 1 and has_even_heads(spec.kv_heads, world)
+    wanted = {rank} if own else set(range(count))
+    if found and not (wanted <= found <= set(range(count))):
+        here = ", ".join(f"rank_{number}" for number in sorted(found))
+        raise CheckpointError(f"{directory}: has {here}; {_expected(count, rank if own else None)}")
+    ranks = [
+        read_records(directory / f"rank_{number}" if found else directory) if number in wanted else None
+        for number in range(count)
+    ]
     group = config.integer("weightonly_group_size", -1, low=-1)
     layout = Layout(ranks, replace(spec, max_context=exported), packing, group)
-    return PaddleModel(layout.spec, layout.refs(), len(ranks))
+    return PaddleModel(layout.spec, layout.refs(), count)
 
 
-def rank_directories(directory: Path, config: Fields) -> list[Path]:
-    """The directories with a program, in the order of ranks: rank_0 and so on, or the root alone."""
-    if not (directory / "rank_0").is_dir():
-        return [directory]
-    found = {int(match[1]) for entry in directory.iterdir() if (match := RANK.fullmatch(entry.name)) and entry.is_dir()}
-    count = max(config.integer("tensor_parallel_degree", 1, low=-1), 1)
-    expected = set(range(count if count > 1 else len(found)))
-    if found != expected:
-        listed = ", ".join(f"rank_{rank}" for rank in sorted(found))
-        raise CheckpointError(f"{directory}: has {listed}; expected are rank_0 to rank_{len(expected) - 1}")
-    return [directory / f"rank_{rank}" for rank in sorted(found)]
+def _ranks_in(directory: Path) -> set[int]:
+    """Numbers of the ranks' directories: none where the root alone has a program."""
+    return {int(match[1]) for entry in directory.iterdir() if (match := RANK.fullmatch(entry.name)) and entry.is_dir()}
+
+
+def _rank_count(config: Fields, found: set[int]) -> int:
+    """For how many ranks the files were cut."""
+    degree = config.integer("tensor_parallel_degree", 1, low=-1)
+    if not found:
+        return 1
+    return degree if degree > 1 else max(found) + 1
+
+
+def _expected(count: int, rank: int | None) -> str:
+    """What would be right: of a rank that needs its own files alone, or of one that needs all."""
+    if rank is not None:
+        return f"rank {rank} of {count} needs rank_{rank} of rank_0 to rank_{count - 1}"
+    alone = f"; each of {count} ranks (MP_NUM={count}) can do with its own" if count > 1 else ""
+    return f"expected are rank_0 to rank_{count - 1}{alone}"
 
 
 def plain_config(config: Fields) -> Fields:

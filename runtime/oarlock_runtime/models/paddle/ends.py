@@ -35,7 +35,8 @@ def find_ends(others: Mapping[str, Record], spec: ModelSpec, ranks: int) -> Ends
         [name for name in fitting if "head" not in name]
     )
     if embed is None:
-        shape = f"{[spec.vocab, spec.hidden]}, which config.json asks for"
+        shape = " or ".join(f"{[height, spec.hidden]}" for height in sorted(heights, reverse=True))
+        shape += ", which config.json asks for"
         raise CheckpointError(f"{where}: {len(fitting)} parameters could be the embedding, of dimensions {shape}")
     behind = [name for name in dims if name != embed and dims[name] in embeddings | heads]
     head = _only(behind)

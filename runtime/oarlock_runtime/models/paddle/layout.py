@@ -5,8 +5,9 @@ along its outputs; with tensor parallelism every rank has a share of the outputs
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.paddle.ends import find_ends
@@ -56,21 +57,23 @@ REFUSED = {
 
 
 class Layout:
-    """Makes our tensors of the records of all ranks. CheckpointError names the file and the parameter at fault.
+    """Makes our tensors of the records of ranks. CheckpointError names the file and the parameter at fault.
 
-    packing: "sm75", "sm70", or "auto", which looks at the first quantized matrix. group: of the scales, where their
-    number leaves a choice.
+    ranks: the records of each rank that the files were cut for, None where they are not wanted: that rank's share of
+    a tensor can't be read then. packing: "sm75", "sm70", or "auto", which looks at the first quantized matrix. group:
+    of the scales, where their number leaves a choice.
     """
 
-    def __init__(self, ranks: Sequence[Rank], spec: ModelSpec, packing: str, group: int) -> None:
+    def __init__(self, ranks: Sequence[Rank | None], spec: ModelSpec, packing: str, group: int) -> None:
         self._ranks = ranks
+        self._first = next(rank for rank in ranks if rank is not None)
         self._packing = packing
         self._group = group
         for what, size in (("attention heads", spec.heads), ("feed-forward channels", spec.ffn)):
             if size % len(ranks):
-                raise CheckpointError(f"{self._file(0)}: {len(ranks)} ranks can't share {size} {what}")
+                raise CheckpointError(f"{self._file(self._first)}: {len(ranks)} ranks can't share {size} {what}")
         self._names = self._layer_names(spec)
-        others = {name: record for name, record in ranks[0].items() if not LAYER.fullmatch(name)}
+        others = {name: record for name, record in self._first.items() if not LAYER.fullmatch(name)}
         self._ends = find_ends(others, spec, len(ranks))
         self.spec = replace(spec, tied_embeddings=self._ends.head is None)
         self._shapes = layer_shapes(self.spec)
@@ -79,7 +82,10 @@ class Layout:
     def refs(self) -> dict[str, TensorRef]:
         """Every tensor of `spec` by canonical name."""
         ends, hidden = self._ends, (self.spec.hidden,)
-        refs = [self._end("embed", ends.embed, False), self._vector("final_norm", self._record(0, ends.norm), hidden)]
+        refs = [
+            self._end("embed", ends.embed, False),
+            self._vector("final_norm", self._record(self._first, ends.norm), hidden),
+        ]
         if ends.head is not None:
             refs.append(self._end("lm_head", ends.head, ends.turned))
         for layer in range(self.spec.layers):
@@ -94,7 +100,7 @@ class Layout:
         known = {*matrices, *(suffix + SCALE for suffix in matrices), BIAS if spec.qkv_bias else ""}
         known |= {suffix for suffix, name in VECTORS.items() if name in layer_shapes(spec)}
         names: dict[tuple[int, str], str] = {}
-        for name, record in self._ranks[0].items():
+        for name, record in self._first.items():
             match = LAYER.fullmatch(name)
             if match is None:
                 continue
@@ -109,20 +115,23 @@ class Layout:
             names[layer, suffix] = name
         return names
 
-    def _of_layer(self, rank: int, layer: int, suffix: str) -> Record:
+    def _of_layer(self, rank: Rank, layer: int, suffix: str) -> Record:
         name = self._names.get((layer, suffix))
         if name is None:
             prefix = next((known.partition(".")[0] for known in self._names.values()), f"fuse{self.spec.family}")
             name = f"{prefix}.{layer}.{suffix}"
         return self._record(rank, name)
 
-    def _record(self, rank: int, name: str) -> Record:
-        if name not in self._ranks[rank]:
+    def _record(self, rank: Rank, name: str) -> Record:
+        if name not in rank:
             raise CheckpointError(f"{self._file(rank)}: parameter {name} is missing")
-        return self._ranks[rank][name]
+        return rank[name]
 
-    def _file(self, rank: int) -> str:
-        return str(next(iter(self._ranks[rank].values())).file.path)
+    def _file(self, rank: Rank) -> str:
+        return str(next(iter(rank.values())).file.path)
+
+    def _of_ranks(self, slice_of: Callable[[Rank], Slice]) -> list[Slice | None]:
+        return [slice_of(rank) if rank is not None else None for rank in self._ranks]
 
     def _expect(self, record: Record, dims: tuple[int, ...], dtypes: Sequence[str] = tuple(DENSE)) -> None:
         parameter = record.parameter
@@ -142,7 +151,7 @@ class Layout:
         if ranks == 1 or self.spec.kv_heads % ranks:
             return ranks > 1
         queries, keys = self._shapes["q"][0] // ranks, 2 * self._shapes["k"][0]
-        stored = self._of_layer(0, 0, "qkv_weight").parameter.dims[0]
+        stored = self._of_layer(self._first, 0, "qkv_weight").parameter.dims[0]
         shared, whole = queries + keys // ranks, queries + keys
         return stored in (whole, whole // 2) and stored not in (shared, shared // 2)
 
@@ -151,55 +160,59 @@ class Layout:
     def _end(self, name: str, source: str, turned: bool) -> PaddleRef:
         """The embedding or the head, whole in every rank or cut along the vocabulary."""
         vocab, hidden = self.spec.vocab, self.spec.hidden
-        height = self._record(0, source).parameter.dims[1 if turned else 0]
-        records = [self._record(rank, source) for rank in range(vocab // height)]
-        for record in records:
+        height = self._record(self._first, source).parameter.dims[1 if turned else 0]
+
+        def slice_of(rank: Rank) -> Slice:
+            record = self._record(rank, source)
             self._expect(record, (hidden, height) if turned else (height, hidden))
-        return self._ref(name, (vocab, hidden), [DenseSlice(record, 0, height, turned) for record in records])
+            return DenseSlice(record, 0, height, turned)
+
+        return self._ref(name, (vocab, hidden), self._of_ranks(slice_of), whole=height == vocab)
 
     def _vectors(self, layer: int) -> list[PaddleRef]:
         refs = []
         for suffix, part in VECTORS.items():
             if part in self._shapes:
-                record = self._of_layer(0, layer, suffix)
+                record = self._of_layer(self._first, layer, suffix)
                 refs.append(self._vector(f"layers.{layer}.{part}", record, self._shapes[part]))
-        spans = self._shares.spans(BIAS_PARTS) if self.spec.qkv_bias else []
-        for part, start, stop in spans:
-            records = [self._of_layer(rank, layer, BIAS) for rank in range(self._holders(part))]
-            for record in records:
+        if self.spec.qkv_bias:
+            spans = self._shares.spans(BIAS_PARTS)
+
+            def slice_of(rank: Rank) -> Slice:
+                record = self._of_layer(rank, layer, BIAS)
                 self._expect(record, (spans[-1][2],))
-            slices = [DenseSlice(record, start, stop) for record in records]
-            refs.append(self._ref(f"layers.{layer}.{part}", self._shapes[part], slices))
+                return DenseSlice(record, 0, spans[-1][2])
+
+            refs += self._parts(layer, spans, self._of_ranks(slice_of))
         return refs
 
     def _vector(self, name: str, record: Record, shape: tuple[int, ...]) -> PaddleRef:
         self._expect(record, shape)
         return self._ref(name, shape, [DenseSlice(record, 0, shape[0])])
 
-    def _holders(self, part: str) -> int:
-        """How many ranks hold a part between them."""
-        return 1 if self._shares.is_whole(part) else len(self._ranks)
-
     def _matrices(self, layer: int) -> list[PaddleRef]:
-        refs = []
+        refs: list[PaddleRef] = []
         for matrix in MATRICES:
-            spans = self._shares.spans(matrix.parts)
-            shape = spans[-1][2], self._shares.shape(matrix.parts[0])[1]
-            cutters = [self._cutter(rank, layer, matrix, shape) for rank in range(len(self._ranks))]
-            for part, start, stop in spans:
-                slices = [cut(start, stop) for cut in cutters[: self._holders(part)]]
-                axis = 1 if part in BY_INPUTS else 0
-                refs.append(self._ref(f"layers.{layer}.{part}", self._shapes[part], slices, axis))
+            slice_of = partial(self._matrix, layer=layer, matrix=matrix)
+            refs += self._parts(layer, self._shares.spans(matrix.parts), self._of_ranks(slice_of))
         return refs
 
-    def _cutter(
-        self, rank: int, layer: int, matrix: Matrix, shape: tuple[int, int]
-    ) -> Callable[[int, int], DenseSlice | PackedSlice]:
-        """What cuts outputs out of one rank's matrix of `shape`, (outputs, inputs)."""
+    def _parts(
+        self, layer: int, spans: Sequence[tuple[str, int, int]], slices: Sequence[Slice | None]
+    ) -> Iterator[PaddleRef]:
+        """Our tensors, which lie side by side along the outputs of each rank's matrix or bias."""
+        for part, start, stop in spans:
+            cut = [matrix.outputs(start, stop) if matrix is not None else None for matrix in slices]
+            axis = 1 if part in BY_INPUTS else 0
+            yield self._ref(f"layers.{layer}.{part}", self._shapes[part], cut, axis, self._shares.is_whole(part))
+
+    def _matrix(self, rank: Rank, layer: int, matrix: Matrix) -> Slice:
+        """One rank's matrix, whose shape is (outputs, inputs)."""
         record = self._of_layer(rank, layer, matrix.suffix)
+        shape = self._shares.spans(matrix.parts)[-1][2], self._shares.shape(matrix.parts[0])[1]
         if record.parameter.dtype not in QUANTIZED:
             self._expect(record, shape[::-1] if matrix.turned else shape, (*DENSE, *QUANTIZED))
-            return lambda start, stop: DenseSlice(record, start, stop, matrix.turned)
+            return DenseSlice(record, 0, shape[0], matrix.turned)
         bits = 8 if record.parameter.dims[:1] == shape[:1] else 4
         self._expect(record, stored_shape(bits, *shape), QUANTIZED)
         if shape[0] % UNIT or shape[1] % UNIT:
@@ -213,8 +226,7 @@ class Layout:
             if found is None:
                 raise record.error("its packing can't be told from its codes; give --paddle-packing sm75 or sm70")
             self._packing = found
-        packing = self._packing
-        return lambda start, stop: PackedSlice(record, scales, bits, packing, group, start, stop)
+        return PackedSlice(record, scales, bits, self._packing, group, 0, shape[0])
 
     def _group_of(self, scales: Record, outputs: int, inputs: int) -> int:
         """How many inputs have a scale of their own, or -1 where all have the same."""
@@ -227,14 +239,33 @@ class Layout:
             raise scales.error(f"is {scales.parameter}; expected are floats, {[outputs]} or in groups {grouped}")
         return self._group if self._group in fitting else fitting[0]
 
-    def _ref(self, name: str, shape: tuple[int, ...], slices: Sequence[Slice], axis: int = 0) -> PaddleRef:
-        first = slices[0].record
-        for other in slices:
-            if other.record.parameter.dtype != first.parameter.dtype:
+    def _ref(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        slices: Sequence[Slice | None],
+        axis: int = 0,
+        whole: bool = False,
+    ) -> PaddleRef:
+        """`slices` by rank; `whole`: each is all of the tensor."""
+        opened = [part for part in slices if part is not None]
+        first = opened[0]
+        for other in opened:
+            if other.record.parameter.dtype != first.record.parameter.dtype:
                 raise other.record.error(
-                    f"is {other.record.parameter.dtype}, but {first.parameter.dtype} in {self._file(0)}"
+                    f"is {other.record.parameter.dtype}, but {first.record.parameter.dtype} in {first.record.file.path}"
                 )
-        kind = slices[0].format
-        nbytes = sum(part.nbytes for part in slices)
-        source = first.parameter.name
-        return PaddleRef(name, source, first.file, first.offset, nbytes, shape, kind, slices=tuple(slices), axis=axis)
+        held = opened[:1] if whole else list(slices)
+        nbytes = sum(part.nbytes for part in held if part is not None)
+        record = first.record
+        return PaddleRef(
+            name,
+            record.parameter.name,
+            record.file,
+            record.offset,
+            nbytes,
+            shape,
+            first.format,
+            slices=held,
+            axis=axis,
+        )

@@ -6,15 +6,16 @@ scales, and for bfloat16 ones from 2**-17 to 65504; smaller ones are rounded to 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.paddle.packing import q4_0_rows, q8_0_rows, unpack
 from oarlock_runtime.models.paddle.parameters import Record
-from oarlock_runtime.models.tensors import BLOCK, Array, TensorRef, from_bf16
+from oarlock_runtime.models.tensors import BLOCK, Array, Span, TensorRef, from_bf16
 
 ROWS = 512  # outputs that are turned at a time
 
@@ -39,6 +40,9 @@ class Slice(Protocol):
 
     def release(self) -> None:
         """Gives back the file's pages."""
+
+    def outputs(self, start: int, stop: int) -> "Slice":
+        """The slice of its own outputs [start, stop)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class DenseSlice:
 
     def release(self) -> None:
         self.record.release()
+
+    def outputs(self, start: int, stop: int) -> "DenseSlice":
+        return replace(self, start=self.start + start, stop=self.start + stop)
 
 
 @dataclass(frozen=True)
@@ -122,25 +129,56 @@ class PackedSlice:
         self.record.release()
         self.scales.release()
 
+    def outputs(self, start: int, stop: int) -> "PackedSlice":
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
 
 @dataclass(frozen=True)
 class PaddleRef(TensorRef):
-    """A tensor made of slices that are joined along `axis`: 0 the outputs, 1 the inputs."""
+    """A tensor made of equal slices, joined along `axis`: 0 the outputs, 1 the inputs. None: of a rank not opened."""
 
-    slices: Sequence[Slice] = ()
+    slices: Sequence[Slice | None] = ()
     axis: int = 0
+
+    def narrowed(self, rows: Span | None, columns: Span | None) -> tuple[Self, Span | None, Span | None]:
+        wanted = rows if self.axis == 0 else columns
+        if wanted is None or not len(wanted):
+            return self, rows, columns
+        share = self.shape[self.axis] // len(self.slices)
+        first, last = wanted.start // share, (wanted.stop - 1) // share
+        kept = list(self.slices[first : last + 1])
+        held = Span(first * share, (last + 1) * share)
+        if self.axis == 0:  # outputs can be cut out of a slice
+            starts = range(held.start, held.stop, share)
+            kept = [
+                part and part.outputs(max(wanted.start - start, 0), min(wanted.stop - start, share))
+                for start, part in zip(starts, kept, strict=True)
+            ]
+            held = wanted
+        shape = tuple(len(held) if axis == self.axis else size for axis, size in enumerate(self.shape))
+        nbytes = sum(part.nbytes for part in kept if part is not None)
+        narrow = replace(self, shape=shape, slices=kept, nbytes=nbytes)
+        within = None if held == wanted else Span(wanted.start - held.start, wanted.stop - held.start)
+        return narrow, None if self.axis == 0 else rows, within if self.axis == 1 else columns
 
     def read(self) -> npt.NDArray[Any]:
         if len(self.shape) == 1:
             return self.dequantize()
-        return self._joined([part.read() for part in self.slices])
+        return self._joined([part.read() for part in self._opened()])
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        return self._joined([part.floats() for part in self.slices])
+        return self._joined([part.floats() for part in self._opened()])
 
     def release(self) -> None:
         for part in self.slices:
-            part.release()
+            if part is not None:
+                part.release()
+
+    def _opened(self) -> list[Slice]:
+        found = [part for part in self.slices if part is not None]
+        if len(found) < len(self.slices):
+            raise CheckpointError(f"{self.file.path}: {self.source}: another rank's share is wanted, and not opened")
+        return found
 
     def _joined(self, parts: list[Array]) -> Array:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
