@@ -34,10 +34,11 @@ def download_progress(by_pod: Mapping[str, Progress]) -> DownloadProgress | None
     totals = [one.total for one in by_pod.values()]
     rates = [one.rate for one in by_pod.values() if one.rate is not None]
     total = sum(one for one in totals if one is not None) if None not in totals else None
-    waits = {name: wait for name, one in by_pod.items() if (wait := _remaining(one)) is not None}
-    slowest = max(waits, key=lambda name: (waits[name], name)) if waits else _furthest_back(by_pod)
+    waits = {name: _remaining(one) for name, one in by_pod.items()}
+    # One that stands still, or doesn't know how far it has to go, may take longer than any that do.
+    slowest = max(by_pod, key=lambda name: (waits[name] is None, waits[name] or 0, -by_pod[name].bytes, name))
     rate = sum(rates) if rates else None
-    remaining = waits.get(slowest)
+    remaining = waits[slowest]
     return DownloadProgress(
         bytes=done,
         total=total,
@@ -49,13 +50,12 @@ def download_progress(by_pod: Mapping[str, Progress]) -> DownloadProgress | None
 
 
 def _remaining(one: Progress) -> int | None:
+    """Seconds until it is through; None when that can't be told."""
+    if one.total is not None and one.bytes >= one.total:
+        return 0
     if one.total is None or not one.rate:
         return None
-    return max(one.total - one.bytes, 0) // one.rate
-
-
-def _furthest_back(by_pod: Mapping[str, Progress]) -> str:
-    return min(by_pod, key=lambda name: (by_pod[name].bytes, name))
+    return (one.total - one.bytes) // one.rate
 
 
 def _summary(done: int, total: int | None, rate: int | None, remaining: int | None) -> str:

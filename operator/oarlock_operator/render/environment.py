@@ -40,7 +40,6 @@ def server_environment(deployment: ModelDeployment) -> EnvList:
         _field("HOST_IP", "status.podIP"),
         # Should a member of an earlier formation still be there, the server refuses to meet it.
         _field("OARLOCK_GROUP_EPOCH", f"metadata.labels['{names.EPOCH}']"),
-        _field("OARLOCK_GROUP_EPOCH", f"metadata.labels['{names.EPOCH}']"),
         *_limits(spec.server),
         _value("OARLOCK_DRAIN_SECONDS", spec.drain_seconds),
         _value("OARLOCK_START_TIMEOUT", spec.probes.startup_seconds),

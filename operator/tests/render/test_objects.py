@@ -6,6 +6,7 @@ from operator_support.builders import deployment
 
 from oarlock_operator.api import names
 from oarlock_operator.render.objects import standing_objects
+from oarlock_operator.render.pod import pod
 from oarlock_operator.render.settings import RenderSettings
 
 
@@ -35,5 +36,37 @@ def test_claim_and_policy_only_when_wanted() -> None:
     model = {"source": "hf://a/b", "cache": {"storageClassName": "fast", "size": "10Gi"}}
     objects = by_kind(RenderSettings(network_policy=True), model=model)
     assert objects["PersistentVolumeClaim", "llm-model"]["spec"]["accessModes"] == ["ReadWriteMany"]
-    peers, everyone = objects["NetworkPolicy", "llm"]["spec"]["ingress"]
-    assert "ports" not in peers and "from" not in everyone
+    assert ("NetworkPolicy", "llm") in objects
+
+
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector["matchLabels"].items())
+
+
+def lets_in(policy: dict[str, Any], caller: dict[str, str], pod: dict[str, Any], port: int) -> bool:
+    """Whether a policy of its namespace lets a pod with the labels `caller` call `port` of another pod, as
+    NetworkPolicies are defined: rules add up, within a rule both parts must match, and what is absent matches all."""
+    containers = {one["name"]: one["containerPort"] for one in pod["spec"]["containers"][0]["ports"]}
+    return any(
+        any(selects(peer["podSelector"], caller) for peer in rule.get("from", [{"podSelector": {"matchLabels": {}}}]))
+        and any(containers[one["port"]] == port for one in rule.get("ports", [{"port": name} for name in containers]))
+        for rule in policy["spec"]["ingress"]
+    )
+
+
+def test_the_policy_keeps_members_ports_to_members() -> None:
+    settings = RenderSettings(network_policy=True)
+    policy = by_kind(settings, parallelism={"nodes": 2})["NetworkPolicy", "llm"]
+    leader, worker = (pod(deployment(parallelism={"nodes": 2}), 0, 1, rank, settings) for rank in (0, 1))
+    other = pod(deployment("other"), 0, 1, 0, settings)
+    members = [one["metadata"]["labels"] for one in (leader, worker)]
+    strangers = [{}, {"app": "client"}, other["metadata"]["labels"]]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]  # members fetch their model wherever it is
+    assert all(selects(policy["spec"]["podSelector"], labels) for labels in members)
+    assert not any(selects(policy["spec"]["podSelector"], labels) for labels in strangers)
+    for _, _, port in names.PORTS:
+        for called in (leader, worker):
+            assert all(lets_in(policy, caller, called, port) for caller in members)
+            assert {lets_in(policy, caller, called, port) for caller in strangers} == {port != 8813}
+    # Between members any other port too: communicators choose theirs.
+    assert "ports" not in policy["spec"]["ingress"][0]
