@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from e2e_support import ROOT, SYSTEM
 from e2e_support.callers import nothing_failed, traffic
-from e2e_support.deployment import CHART, MD, OPERATOR, deployment
+from e2e_support.deployment import ADDED, CHART, MD, OPERATOR, deployment, older_chart
 from e2e_support.kube import Kube
 from e2e_support.shelf import Shelf
 from e2e_support.weights import WeightServer
@@ -50,8 +51,17 @@ def change_address(cluster: Cluster | None, pod: dict[str, Any]) -> None:
     node.ctr("tasks", "kill", "--signal", "SIGKILL", sandbox)
 
 
-def test_install(kube: Kube) -> None:
-    said = kube.helm("install", "oarlock", CHART, "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+def known_fields(kube: Kube) -> dict[str, Any]:
+    """Those of spec.scheduling that the API server's definition has."""
+    definition = kube.get("crd", "modeldeployments.serving.oarlock.dev")
+    spec = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return dict(spec["properties"]["scheduling"]["properties"])
+
+
+def test_install(kube: Kube, tmp_path: Path) -> None:
+    chart = older_chart(tmp_path)  # upgraded later on
+    said = kube.helm("install", "oarlock", chart, "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    assert ADDED not in known_fields(kube)
     assert "kubectl apply -f examples/smollm2.yaml" in said
 
 
@@ -73,16 +83,14 @@ def test_an_unreachable_source_is_said(kube: Kube, weights: WeightServer) -> Non
 
 def test_it_recovers_with_progress_and_becomes_ready(kube: Kube, weights: WeightServer) -> None:
     weights.missing = False
-    seen: list[dict[str, Any]] = []
 
-    def ready() -> bool:
-        download = kube.status(MD).get("download")
-        if download:
-            seen.append(download)
-        return kube.ready(MD)
+    def halfway() -> bool:
+        download = kube.status(MD).get("download") or {}
+        return download.get("bytes", 0) > 0 and download.get("rate", 0) > 0
 
-    kube.until("it is ready", ready, 180)
-    assert any(download["bytes"] > 0 and download.get("rate") for download in seen), seen
+    kube.until("progress is shown", halfway, 120)
+    kill_operators(kube)  # another one goes on
+    kube.until("it is ready", lambda: kube.ready(MD), 180)
     weights.rate = 200_000_000  # slowness has been shown
     table = kube.kubectl("get", "md")
     assert re.search(r"smollm2\s+True\s+Serving\s+1\s+1", table), table
@@ -244,10 +252,13 @@ def test_upgrade(kube: Kube) -> None:
         "upgrade", "oarlock", CHART, "--namespace", SYSTEM, "--set", "logLevel=debug", "--wait", "--timeout", "120s"
     )
     assert kube.uids(MD) == before
+    assert ADDED in known_fields(kube)
 
 
 def test_delete_takes_everything(kube: Kube) -> None:
-    kube.kubectl("delete", "modeldeployment", MD, "--timeout=90s")
+    kube.kubectl("delete", "modeldeployment", MD, "--wait=false")
+    kill_operators(kube)
+    kube.until("it is gone", lambda: not kube.get("modeldeployments")["items"], 120)
     kinds = "pods,services,poddisruptionbudgets,persistentvolumeclaims"
     selector = f"serving.oarlock.dev/deployment={MD}"
     kube.until("all is gone", lambda: not kube.get(kinds, "-l", selector)["items"], 60)

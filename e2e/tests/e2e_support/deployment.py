@@ -1,12 +1,17 @@
 """What the tests install and apply."""
 
+import shutil
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from e2e_support import ROOT
 
 MD = "smollm2"
 CHART = str(ROOT / "charts" / "oarlock")
 OPERATOR = "oarlock-operator"
+ADDED = "schedulerName"  # a field of spec.scheduling that an older chart's definition doesn't have
 
 
 def deployment(source: str, **spec: Any) -> dict[str, Any]:
@@ -23,3 +28,17 @@ def deployment(source: str, **spec: Any) -> dict[str, Any]:
             **spec,
         },
     }
+
+
+def older_chart(folder: Path) -> str:
+    """The chart as if of an earlier version, whose definition lacks the field `ADDED`."""
+    chart = Path(shutil.copytree(CHART, folder / "oarlock"))
+    file = chart / "files" / "modeldeployments.yaml"
+    definition = yaml.safe_load(file.read_text())
+    (version,) = definition["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    del spec["scheduling"]["properties"][ADDED]
+    file.write_text(yaml.safe_dump(definition))
+    about = yaml.safe_load((chart / "Chart.yaml").read_text())
+    (chart / "Chart.yaml").write_text(yaml.safe_dump({**about, "version": "0.0.1"}))
+    return str(chart)
