@@ -5,6 +5,7 @@ kopf keeps the watch streams alive; its handlers here only take in what they are
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Mapping
@@ -147,6 +148,7 @@ class Watcher:
                 await self.list_all()
             except ApiError as error:
                 log.warning("listing failed: %s", error)
+            gc.collect()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._begun_anew.wait(), LISTING_SECONDS)
             await asyncio.sleep(_SETTLING_SECONDS)  # the streams of other kinds begin at the same time
