@@ -15,7 +15,7 @@ from oarlock_runtime.cli.arguments import MODEL_HELP, Parser, integer, integers
 from oarlock_runtime.cli.bench.execution import execution_flags
 from oarlock_runtime.cli.bench.inprocess import checkpoint_of, options_of
 from oarlock_runtime.cli.bench.report import write_json
-from oarlock_runtime.cli.bench.steps import step_plan, time_steps
+from oarlock_runtime.cli.bench.steps import each_step, step_plan, time_steps
 from oarlock_runtime.cli.terminal import say, table
 from oarlock_runtime.engine.executor import CoreExecutor, load_executor, usable_threads
 from oarlock_runtime.engine.local_ranks import SplitModel, split_model
@@ -54,11 +54,10 @@ def measure(
     spent = 0.0
     for _ in range(flags.rounds):
         one = time_steps(whole, plan, flags.steps)
-        time_steps(split.executor, plan, 1)  # the other ranks wake
+        each_step(split.executor, plan, 3)  # the other ranks wake
         before = split.comm.seconds
-        many = time_steps(split.executor, plan, flags.steps)
-        # time_steps runs two more than it returns.
-        spent += (split.comm.seconds - before) * flags.steps / (flags.steps + 2)
+        many = each_step(split.executor, plan, flags.steps)
+        spent += split.comm.seconds - before
         ratios.append(statistics.median(one) / statistics.median(many))
         alone += one
         together += many

@@ -55,13 +55,19 @@ def step_plan(vocab: int, sequences: int, new_tokens: int, context: int) -> Step
 
 def time_steps(executor: CoreExecutor, plan: StepPlan, repeats: int) -> list[float]:
     """Seconds of each of `repeats` steps, after two that are not counted."""
+    each_step(executor, plan, 2)
+    return each_step(executor, plan, repeats)
+
+
+def each_step(executor: CoreExecutor, plan: StepPlan, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` steps."""
     seconds = []
-    for _ in range(repeats + 2):
+    for _ in range(repeats):
         begin = time.perf_counter()
         executor.submit(plan)
         executor.collect()
         seconds.append(time.perf_counter() - begin)
-    return seconds[2:]
+    return seconds
 
 
 @dataclass(frozen=True)
