@@ -15,7 +15,7 @@ from oarlock_runtime.engine.ranks import Ranks
 from oarlock_runtime.errors import SettingError
 from oarlock_runtime.models.checkpoint import Checkpoint
 from oarlock_runtime.models.loading import LoadProgress, Quantization, load_weights
-from oarlock_runtime.models.sharding import shard_of, vocab_starts
+from oarlock_runtime.models.sharding import can_be_even, shard_of, vocab_starts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,8 @@ def load_executor(
     spec = checkpoint.spec
     shard, starts = None, []
     if ranks is not None:
-        even = checkpoint.ranks == ranks.world  # as the files are cut, so that no rank reads another's
+        # As the files are cut, so that no rank reads another's.
+        even = checkpoint.ranks == ranks.world and can_be_even(spec, ranks.world)
         shard = shard_of(spec, ranks.rank, ranks.world, even)
         starts = vocab_starts(spec, ranks.world, even)
     if options.max_context > spec.max_context:

@@ -12,7 +12,7 @@ from oarlock_runtime.models.errors import CheckpointError
 from oarlock_runtime.models.spec import ModelSpec
 from oarlock_runtime.models.tensors import Span
 
-FFN_UNIT = 64  # features: whole groups of quantized weights, and of the kernels' tiles
+FFN_UNITS = 64, 32  # features: whole tiles of the kernels, or where they are too few at least groups of weights
 VOCAB_UNIT = 64  # tokens
 
 
@@ -57,12 +57,14 @@ class Shard:
 def shard_of(spec: ModelSpec, rank: int, world: int, even: bool = False) -> Shard:
     """Rank `rank`'s part of a model split over `world` ranks. CheckpointError when a rank would have no heads.
 
-    even: features and tokens are shared out evenly where their number allows, whatever the units.
+    even: features and tokens are shared out evenly, if they divide, whatever the units; only where parts can_be_even.
     """
     if not 0 <= rank < world:
         raise ValueError(f"rank {rank} is outside 0 to {world - 1}")
     heads, kv_heads = _split_heads(spec, rank, world)
     tokens = _split(spec.vocab, _vocab_unit(spec, world, even), rank, world)
+    if not len(tokens):
+        raise CheckpointError(f"{spec.vocab} tokens can't be split over {world} ranks, in units of {VOCAB_UNIT}")
     return Shard(rank, world, spec, heads, kv_heads, _split_ffn(spec, rank, world, even), tokens)
 
 
@@ -72,9 +74,10 @@ def vocab_starts(spec: ModelSpec, world: int, even: bool = False) -> list[int]:
     return [_split(spec.vocab, unit, rank, world).start for rank in range(world)] + [spec.vocab]
 
 
-def has_even_heads(kv_heads: int, world: int) -> bool:
-    """Whether every rank has as many KV heads, or as many ranks share each."""
-    return kv_heads % world == 0 or world % kv_heads == 0
+def can_be_even(spec: ModelSpec, world: int) -> bool:
+    """Whether the kernels take `even` parts: as many KV heads for each rank, or ranks for each, and whole groups."""
+    heads = spec.kv_heads % world == 0 or world % spec.kv_heads == 0
+    return heads and spec.ffn % world == 0 and spec.ffn // world % FFN_UNITS[-1] == 0
 
 
 def _split(count: int, unit: int, rank: int, world: int) -> Span:
@@ -88,12 +91,12 @@ def _vocab_unit(spec: ModelSpec, world: int, even: bool) -> int:
 
 
 def _split_ffn(spec: ModelSpec, rank: int, world: int, even: bool) -> Span:
-    unit = FFN_UNIT if spec.ffn // FFN_UNIT >= world else 1
-    if even and spec.ffn % world == 0:
-        unit = spec.ffn // world
-    span = _split(spec.ffn, unit, rank, world)
+    unit = next((unit for unit in FFN_UNITS if spec.ffn // unit >= world), FFN_UNITS[-1])
+    span = _split(spec.ffn, spec.ffn // world if even else unit, rank, world)
     if not len(span):
-        raise CheckpointError(f"{spec.ffn} features of the feed-forward layers can't be split over {world} ranks")
+        raise CheckpointError(
+            f"{spec.ffn} features of the feed-forward layers can't be split over {world} ranks, in units of {unit}"
+        )
     return span
 
 

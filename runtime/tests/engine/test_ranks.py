@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from support.forcing import forced_logits, forced_plan, predict
 from support.prompts import ForcedText, forced_texts
-from support.ranks import split_executor
+from support.ranks import split_executor, threaded_executor
 from support.reference import Floats, Reference
-from support.tiny import FAMILIES, tiny_directory
+from support.tiny import FAMILIES, tiny_checkpoint, tiny_directory
 
 from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
 from oarlock_runtime.models.checkpoint import open_checkpoint
@@ -73,6 +75,38 @@ def test_every_family_is_the_same_split(tmp_path: Path, family: str) -> None:
     assert np.abs(got.logprob[:-1] - expected.logprob[:-1]).max() < 0.2
     assert (got.best == likeliest).all()
     assert (got.best == expected.best).mean() > 0.9
+
+
+@given(
+    family=st.sampled_from(FAMILIES),
+    kv_heads=st.integers(1, 5),
+    group=st.integers(1, 5),
+    ffn=st.integers(6, 12).map(lambda units: 32 * units),
+    vocab=st.integers(400, 700),
+    world=st.integers(1, 6),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_split_computes_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, family: str, kv_heads: int, group: int, ffn: int, vocab: int, world: int
+) -> None:
+    # Heads, features and tokens that need not divide; a KV head's query heads are shared by as many ranks as it has.
+    assume(world <= kv_heads or -(-world // kv_heads) <= group)
+    checkpoint = tiny_checkpoint(
+        tmp_path_factory.mktemp("split"),
+        family,
+        num_attention_heads=kv_heads * group,
+        num_key_value_heads=kv_heads,
+        head_dim=32,
+        intermediate_size=ffn,
+        vocab_size=vocab,
+    )
+    exact = replace(SMALL, dtype="f32", max_context=128, max_batched_tokens=128)
+    ids = np.random.default_rng(7).integers(0, vocab, 70).tolist()
+    expected = predict(load_executor(checkpoint, exact), ids)
+    with threaded_executor(checkpoint, exact, world) as executor:
+        got = predict(executor, ids)
+    assert np.abs(got.logprob[:-1] - expected.logprob[:-1]).max() < 1e-3
+    assert (got.best == expected.best).mean() > 0.97
 
 
 def test_drawn_tokens_are_the_same_split(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def shards(spec: ModelSpec, world: int) -> list[Shard]:
     world=st.integers(1, 16),
 )
 def test_parts_cover_the_model_once(kv_heads: int, group: int, ffn: int, vocab: int, world: int) -> None:
-    assume(ffn >= world)
+    assume(-(-ffn // 32) >= world and -(-vocab // 64) >= world)
     spec = replace(SPEC, heads=kv_heads * group, kv_heads=kv_heads, ffn=ffn, vocab=vocab)
     # A KV head's query heads are shared out among as many ranks as it has at most.
     assume(world <= kv_heads or -(-world // kv_heads) <= group)
@@ -66,8 +66,10 @@ def test_parts_cover_the_model_once(kv_heads: int, group: int, ffn: int, vocab: 
 def test_more_ranks_than_heads_are_refused() -> None:
     with pytest.raises(CheckpointError, match="9 attention heads over 3 KV heads can't be split over 10 ranks"):
         shards(SPEC, 10)
-    with pytest.raises(CheckpointError, match="2 features of the feed-forward layers"):
-        shards(replace(SPEC, heads=64, kv_heads=64, ffn=2), 4)
+    with pytest.raises(CheckpointError, match="64 tokens can't be split over 2 ranks, in units of 64"):
+        shards(replace(SPEC, vocab=64), 2)
+    with pytest.raises(CheckpointError, match=r"100 features .* over 5 ranks, in units of 32"):
+        shards(replace(SPEC, heads=64, kv_heads=64, ffn=100), 5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

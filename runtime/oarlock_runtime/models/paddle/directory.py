@@ -14,7 +14,7 @@ from oarlock_runtime.models.fields import Fields, read_json
 from oarlock_runtime.models.paddle.layout import Layout
 from oarlock_runtime.models.paddle.parameters import read_records
 from oarlock_runtime.models.paddle.program import program_file
-from oarlock_runtime.models.sharding import has_even_heads
+from oarlock_runtime.models.sharding import can_be_even
 from oarlock_runtime.models.spec import ModelSpec
 from oarlock_runtime.models.tensors import TensorRef
 
@@ -61,11 +61,12 @@ def open_paddle(directory: Path, packing: str = "auto", rank: int = 0, world: in
     exported = config.integer("infer_model_max_seq_len", spec.max_context)
     found = _ranks_in(directory)
     count = _rank_count(config, found)
-    own = count == world and world > 1 and has_even_heads(spec.kv_heads, world)
+    alone = count > 1 and can_be_even(spec, count)  # a rank can do with its own
+    own = alone and count == world
     wanted = {rank} if own else set(range(count))
     if found and not (wanted <= found <= set(range(count))):
         here = ", ".join(f"rank_{number}" for number in sorted(found))
-        raise CheckpointError(f"{directory}: has {here}; {_expected(count, rank if own else None)}")
+        raise CheckpointError(f"{directory}: has {here}; {_expected(count, rank if own else None, alone)}")
     ranks = [
         read_records(directory / f"rank_{number}" if found else directory) if number in wanted else None
         for number in range(count)
@@ -88,12 +89,12 @@ def _rank_count(config: Fields, found: set[int]) -> int:
     return degree if degree > 1 else max(found) + 1
 
 
-def _expected(count: int, rank: int | None) -> str:
+def _expected(count: int, rank: int | None, alone: bool) -> str:
     """What would be right: of a rank that needs its own files alone, or of one that needs all."""
     if rank is not None:
         return f"rank {rank} of {count} needs rank_{rank} of rank_0 to rank_{count - 1}"
-    alone = f"; each of {count} ranks (MP_NUM={count}) can do with its own" if count > 1 else ""
-    return f"expected are rank_0 to rank_{count - 1}{alone}"
+    hint = f"; each of {count} ranks (MP_NUM={count}) can do with its own" if alone else ""
+    return f"expected are rank_0 to rank_{count - 1}{hint}"
 
 
 def plain_config(config: Fields) -> Fields:
