@@ -177,9 +177,9 @@ class _Supervisor:
 
     def _start(self, name: str, module: str, first: dict[str, Any], listener: socket.socket | None = None) -> Child:
         environ = dict(os.environ)
-        for name in ("cpu_isa", "cuda_kernels"):  # read by the core itself
-            if (value := getattr(self._settings, name)) != "auto":
-                environ[f"OARLOCK_{name.upper()}"] = value
+        for setting in ("cpu_isa", "cuda_kernels"):  # read by the core itself
+            if (value := getattr(self._settings, setting)) != "auto":
+                environ[f"OARLOCK_{setting.upper()}"] = value
         child = Child(
             name,
             f"{_PACKAGE}.{module}",
