@@ -14,6 +14,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "comm/ucx_comm.h"
@@ -149,6 +150,41 @@ int peer_leaves(Comm& comm, int victim, int signal, double at_most) {
   return 1;
 }
 
+// Rank 0's wait, and every later call, must end by an abort from another thread.
+int aborts(Comm& comm) {
+  if (comm.rank() != 0) return usleep(2000000);  // it never comes
+  std::thread other([&] {
+    usleep(300000);
+    comm.abort("told to stop");
+  });
+  auto ends = [&](const std::function<void()>& call) {
+    try {
+      call();
+    } catch (const CommError&) {
+      return true;
+    }
+    return false;
+  };
+  auto start = Clock::now();
+  const bool waited = ends([&] { comm.barrier(); }) && seconds_since(start) < 2;
+  other.join();
+  char word = 0;
+  return waited && ends([&] { comm.broadcast(&word, 1, 1); }) ? 0 : 1;
+}
+
+// An abort before a call that need not wait.
+int aborts_before(Comm& comm) {
+  if (comm.rank() != 0) return usleep(500000);
+  comm.abort("told to stop");
+  char word = 0;
+  try {
+    comm.broadcast(&word, 1, 1);
+  } catch (const CommError& error) {
+    return std::string(error.what()).find("told to stop") != std::string::npos ? 0 : 1;
+  }
+  return 1;
+}
+
 int bench(Comm& comm) {
   for (int64_t bytes : {4, 2048, 18 << 10, 256 << 10, 4 << 20}) {
     std::vector<float> values(size_t(bytes / 4), 0.0f);
@@ -180,6 +216,8 @@ int check() {
   }
   report("a rank is killed", in_ranks(3, 20, [](Comm& comm) { return peer_leaves(comm, 1, SIGKILL, 5); }, 1));
   report("a rank stops", in_ranks(3, 2, [](Comm& comm) { return peer_leaves(comm, 1, SIGSTOP, 5); }, 1));
+  report("an abort ends a wait", in_ranks(2, 20, aborts, 1));
+  report("an abort ends what follows", in_ranks(2, 20, aborts_before, 1));
   return failures == 0 ? 0 : 1;
 }
 

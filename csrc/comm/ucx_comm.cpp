@@ -197,6 +197,10 @@ void UcxComm::fail(const std::string& reason) {
 
 void UcxComm::begin(const char* call) {
   if (failed_) throw CommError(concat(call, ": the communicator has failed before"));
+  if (aborted_.load(std::memory_order_acquire)) {  // a call that need not wait would not see it
+    std::lock_guard<std::mutex> lock(abort_mutex_);
+    fail(concat(call, ": ", abort_reason_));
+  }
   call_ = call;
   ++sequence_;
 }
@@ -375,6 +379,7 @@ size_t UcxComm::broadcast(void* data, size_t bytes, size_t capacity) {
   receive(0, buffer, capacity + 8);
   finish(true);
   std::memcpy(&length, buffer, 8);
+  if (length > capacity) fail(concat("broadcast: rank 0 announces ", length, " bytes; ", capacity, " fit"));
   std::memcpy(data, buffer + 8, size_t(length));
   return size_t(length);
 }

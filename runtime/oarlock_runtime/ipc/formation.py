@@ -105,7 +105,10 @@ def _join(socket: zmq.Socket[bytes], member: Member, deadline: float) -> Formed:
             socket.send(word, zmq.NOBLOCK)
         if not socket.poll(int(min(left, _ASK_SECONDS) * 1000)):
             continue
-        answer = msgspec.json.decode(socket.recv(), type=Formed | Refused)
+        try:
+            answer = msgspec.json.decode(socket.recv(), type=Formed | Refused)
+        except msgspec.DecodeError as error:
+            raise FormationError(f"what answers at {member.store} is no rank 0: {error}") from error
         if isinstance(answer, Refused):
             raise FormationError(f"rank {member.rank} ({member.name}) was refused by rank 0: {answer.reason}")
         return answer
@@ -151,7 +154,12 @@ def _gather(socket: zmq.Socket[bytes], member: Member, deadline: float, seconds:
                 tell_all(Refused(reason))
                 raise FormationError(reason)
             continue
-        came[join.rank] = (identity, join)  # a rank that started again takes the place of what it was
+        # A rank that started again takes the place of what it was; if that is still there, two claim the same.
+        before, _ = came.get(join.rank, (identity, join))
+        if before != identity:
+            again = Refused(f"another process, {join.name}, has come as rank {join.rank}")
+            socket.send_multipart([before, msgspec.json.encode(again)])
+        came[join.rank] = (identity, join)
     joins = [came[rank][1] for rank in range(member.world)]
     formed = Formed([join.name for join in joins], [join.address for join in joins])
     tell_all(formed)

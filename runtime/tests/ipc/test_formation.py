@@ -1,5 +1,6 @@
 """Ranks meeting over loopback: any order, and everything that can keep them apart."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -87,6 +88,32 @@ def test_noise_at_the_port_harms_nobody() -> None:
             for junk in (b"", b"{}", b"\xff" * 1000, b'{"type":"join","rank":"one"}'):
                 noise.send(junk)
             assert form(second, 10) == leader.result()
+
+
+def test_of_two_that_claim_a_rank_the_first_is_told() -> None:
+    first, second, third = members(3)
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(form, first, 10)
+        claimed = pool.submit(form, replace(second, name="twin"), 10)
+        time.sleep(0.5)  # the twin has come
+        with ThreadPoolExecutor(1) as other:
+            rightful = other.submit(form, second, 10)
+            with pytest.raises(FormationError, match="another process, host-1, has come as rank 1"):
+                claimed.result()
+            assert form(third, 10) == leader.result() == rightful.result()
+
+
+def test_what_is_no_rank_0_is_named() -> None:
+    second = members(2)[1]
+    with zmq.Context.instance().socket(zmq.ROUTER) as stranger, ThreadPoolExecutor(1) as pool:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.setsockopt(zmq.RCVTIMEO, 10_000)
+        stranger.bind(f"tcp://{second.store}")
+        asked = pool.submit(form, second, 10)
+        identity, _ = stranger.recv_multipart()
+        stranger.send_multipart([identity, b"hello"])
+        with pytest.raises(FormationError, match=r"what answers at 127\.0\.0\.1:.* is no rank 0"):
+            asked.result()
 
 
 def test_a_busy_port_is_named() -> None:
