@@ -158,6 +158,8 @@ class Ops {
   virtual void* allocate(size_t bytes) = 0;
   // Stacks the pieces along n and packs them. gated: two pieces, gate then up, of equal n, for gated_linear.
   virtual std::unique_ptr<Weight> pack(const std::vector<WeightPiece>& pieces, WeightFormat format, bool gated) = 0;
+  // Says that `next` is the weight that is used after w, so that the last of w's work can begin to read it. Both must live on.
+  virtual void in_turn(Weight& /* w */, const Weight& /* next */) {}
   // A vector (norm weight, bias) as float32 on the device.
   virtual const float* upload(const float* values, int64_t count) = 0;
   virtual KvLayer make_kv_layer(int64_t blocks, int kv_heads, int head_dim) = 0;

@@ -55,6 +55,8 @@ class CpuOps : public Ops {
     return cpu::pack(pieces, format, gated, dtype_, pool_);
   }
 
+  void in_turn(Weight& w, const Weight& next) override { static_cast<PackedWeight&>(w).next = &packed(next); }
+
   const float* upload(const float* values, int64_t count) override {
     auto* copy = static_cast<float*>(allocate(size_t(count) * sizeof(float)));
     std::memcpy(copy, values, size_t(count) * sizeof(float));

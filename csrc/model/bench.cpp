@@ -41,6 +41,7 @@ class TimedOps : public Ops {
   std::unique_ptr<Weight> pack(const std::vector<WeightPiece>& pieces, WeightFormat format, bool gated) override {
     return ops_->pack(pieces, format, gated);
   }
+  void in_turn(Weight& w, const Weight& next) override { ops_->in_turn(w, next); }
   const float* upload(const float* values, int64_t count) override { return ops_->upload(values, count); }
   KvLayer make_kv_layer(int64_t blocks, int kv_heads, int head_dim) override {
     return ops_->make_kv_layer(blocks, kv_heads, head_dim);

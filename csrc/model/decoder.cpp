@@ -120,6 +120,11 @@ void Decoder::finish(int64_t blocks) {
   row_delta_ = workspace(res, rows, config_.hidden);
   row_normed_ = workspace(act, rows, config_.hidden);
   logits_ = workspace(DType::f32, rows, config_.own_vocab());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    ops_->in_turn(*layers_[i].o, *layers_[i].gate_up);
+    ops_->in_turn(*layers_[i].gate_up, *layers_[i].down);
+    if (i + 1 < layers_.size()) ops_->in_turn(*layers_[i].down, *layers_[i + 1].qkv);
+  }
   for (Layer& layer : layers_) layer.cache = ops_->make_kv_layer(blocks, config_.kv_heads, config_.head_dim);
 }
 

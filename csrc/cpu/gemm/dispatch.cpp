@@ -178,7 +178,11 @@ void multiply(ThreadPool& pool, Workspace& workspace, const Tensor& out, const T
     product.panels = int(last - panel);
     product.weights = w.data + panel * w.panel_bytes;
     product.panel_bytes = w.panel_bytes;
-    if (next < items) product.ahead = w.data + plan.first(next % plan.count) * w.panel_bytes;
+    if (plan.near && piece + 1 == plan.count) {
+      product.ahead = w.next ? w.next->data : nullptr;
+    } else if (next < items) {
+      product.ahead = w.data + plan.first(next % plan.count) * w.panel_bytes;
+    }
     product.shift = w.shift;
     product.unit = w.unit;
     product.out = out.as<uint8_t>() + (row0 * out.stride + col) * size_of(out.dtype);

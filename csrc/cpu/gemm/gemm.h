@@ -27,6 +27,7 @@ class PackedWeight : public Weight {
   bool gated = false;
   float shift = 1, unit = 1;  // see tile_expand.inl
   DType compute = DType::bf16;
+  const PackedWeight* next = nullptr;  // the one that is used after it, if known
   std::shared_ptr<Block> memory;
 };
 
