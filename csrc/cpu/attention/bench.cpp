@@ -29,6 +29,7 @@ void bench(const Case& c, ThreadPool& pool, double read_rate, double product_rat
   std::vector<Chunk> last;
   for (int s = 0; s < c.sequences; ++s) last.push_back({s, c.context - c.queries, c.queries});
   Fixture::Step step = fixture.make_step(last);
+  fixture.rope(Rope(pool), step);  // turns the rows into queries
   const size_t layer = fixture.keys.size();
   const size_t layers = std::max<size_t>(2, std::min<size_t>(size_t(480) << 20, size_t(64) * layer) / (2 * layer));
   const Piece memory = allocate_piece(layers * 2 * layer);

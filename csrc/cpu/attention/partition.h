@@ -1,4 +1,4 @@
-// A tile against a partition, written once. A version K says how products are computed:
+// A tile against a partition, written once (AMX has a partition() of its own). A version K says how products are computed:
 //   K::V            vector type (vector/*.h)
 //   K::Cache        element of the cache, queries and output
 //   K::Query        element that queries are held in
@@ -20,6 +20,12 @@ namespace oarlock::cpu {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 static inline constexpr int query_stride(int head_dim) { return (head_dim + 31) / 32 * 32; }
+
+// A key's place in the partition, or the nearer end of it.
+static inline int within(const PartitionBlocks& blocks, int32_t key) {
+  const int64_t relative = int64_t(key) - blocks.first_key;
+  return relative < 0 ? 0 : relative > kPartitionKeys ? kPartitionKeys : int(relative);
+}
 
 template <class K>
 struct PartitionSteps {
@@ -98,10 +104,6 @@ struct PartitionSteps {
 
   static void softmax(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result,
                       int first_row, int row) {
-    auto within = [&](int32_t key) {
-      int64_t relative = int64_t(key) - blocks.first_key;
-      return relative < 0 ? 0 : relative > kPartitionKeys ? kPartitionKeys : int(relative);
-    };
     float* scores = scratch.scores + row * kScoreStride;
     Probability* probabilities;
     if constexpr (std::is_same_v<Probability, float>) {
@@ -110,8 +112,8 @@ struct PartitionSteps {
       probabilities = scratch.probabilities + row * kProbabilityStride;
     }
     const int r = first_row + row;
-    softmax_row(scores, probabilities, within(tile.low[r]), within(tile.high[r]), blocks, tile.scale_log2, result.maximum[r],
-                result.sum[r]);
+    softmax_row(scores, probabilities, within(blocks, tile.low[r]), within(blocks, tile.high[r]), blocks, tile.scale_log2,
+                result.maximum[r], result.sum[r]);
   }
 
   static void partition(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result) {
