@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 from support.file_server import FileServer, serve_files
+from support.paddle_split import split_directory
+from support.tiny import tiny_checkpoint
 
 from oarlock_runtime.cli.paddle import download_model
+from oarlock_runtime.models.checkpoint import open_checkpoint
 from oarlock_runtime.models.errors import SourceError
 from oarlock_runtime.models.sources import FetchLimits, resolve
 from oarlock_runtime.models.sources.paddle import PaddleAddress
@@ -79,13 +82,15 @@ def test_each_host_of_a_group_gets_its_own_part(environ: dict[str, str], part: s
     assert PaddleAddress.of(f"paddle://{TWO}", environ).part == part
     assert PaddleAddress.of(f"paddle://{TWO}", {}, Host(2, part == "node1")).part == part
     assert PaddleAddress.of(f"paddle://{TWO}#mtp", environ).part == "mtp"
+    assert PaddleAddress.of(f"paddle://{ONE}", environ).part == "model"  # each host cuts its share of the whole
 
 
 @pytest.mark.parametrize(
     ("uri", "environ", "words"),
     [
         (f"paddle://{TWO}", {}, "2 nodes; this group has 1"),
-        (f"paddle://{ONE}", {"MP_NNODE": "2"}, "1 nodes; this group has 2"),
+        (f"paddle://{TWO}", {"MP_NNODE": "4"}, "2 nodes; this group has 4"),
+        ("paddle://Qwen/Own", {"MP_NNODE": "3"}, "models are kept for 1 or 2 nodes; this group has 3"),
         (f"paddle://{ONE}", {"MP_NNODE": "x"}, "MP_NNODE='x'"),
         (f"paddle://{ONE}#node3", {}, "node1"),
         ("paddle://Qwen/Qwen2-1.5B-Instruct-Block-Atn/float16/../x", {}, "near are Qwen/"),
@@ -146,6 +151,23 @@ def test_both_hosts_parts_lie_in_a_folder_of_the_users_choice(
         folder = resolve(f"paddle://{TWO}", tmp_path / "cache", limits=QUICK, paddle_dir=tmp_path / "models")
         assert folder.samefile(tmp_path / "models" / TWO)
         assert (folder / f"rank_{rank}/model.pdiparams").read_bytes() == b"w" + rank.encode()
+
+
+def test_a_host_serves_its_rank_of_what_it_fetched(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_checkpoint(tmp_path, "qwen2", "bf16")
+    exported = split_directory(tmp_path / "exported", source, 2)
+    monkeypatch.setenv("MP_NNODE", "2")
+    for rank in range(2):
+        names = ["config.json", f"rank_{rank}/model.json", f"rank_{rank}/model.pdiparams"]
+        put(server, TWO, f"node{rank + 1}", {name: (exported / name).read_bytes() for name in names})
+    for rank in range(2):
+        monkeypatch.setenv("NODE_RANK", str(rank))
+        folder = resolve(f"paddle://{TWO}", tmp_path / f"host-{rank}", limits=QUICK)
+        read = open_checkpoint(folder, rank=rank, world=2)
+        assert {ref.file.path.parent.name for ref in read.refs.values()} == {f"rank_{rank}"}
+        assert read.spec == source.spec
 
 
 def download(*words: str) -> int:

@@ -87,6 +87,8 @@ def part_for(name: str, host: Host) -> str:
     """The folder of model `name` that `host` needs. SourceError for an unknown name or the wrong number of hosts."""
     check_name(name)
     known = _BY_NAME.get(name)
+    if known is not None and known.nodes == 1:
+        return MODEL  # whose ranks the group cuts anew, unless it has as many
     if known is not None and known.nodes != host.nodes:
         raise SourceError(f"{name} was exported for {known.nodes} nodes; this group has {host.nodes} (MP_NNODE)")
     if host.nodes > 2:
