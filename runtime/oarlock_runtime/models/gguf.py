@@ -61,7 +61,7 @@ class GgufFile:
         leaf = name.rpartition(".")[2]
         if not self.family.gguf_paired_rope or leaf not in ("q", "k", "q_bias", "k_bias"):
             return None
-        return partial(halves_from_pairs, heads=self.spec.heads if leaf[0] == "q" else self.spec.kv_heads)
+        return partial(halves_from_pairs, head_dim=self.spec.head_dim)
 
     def _ref(self, entry: TensorEntry, name: str, order: Callable[[Array], Array] | None = None) -> TensorRef:
         kind, nbytes, decode = _storage(self.path, entry)
@@ -73,18 +73,16 @@ class GgufFile:
         return TensorRef(name, entry.name, self._file, entry.offset, nbytes, entry.shape, kind, decode, order)
 
 
-def halves_from_pairs(rows: Array, heads: int) -> Array:
+def halves_from_pairs(rows: Array, head_dim: int) -> Array:
     """Reorders the rows of q or k, [heads * head_dim, width], from paired neighbours to paired halves. A copy."""
-    count, width = rows.shape
-    if count % (2 * heads):
-        return rows
-    return np.ascontiguousarray(rows.reshape(heads, count // heads // 2, 2, width).swapaxes(1, 2)).reshape(count, width)
+    pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def pairs_from_halves(rows: Array, heads: int) -> Array:
+def pairs_from_halves(rows: Array, head_dim: int) -> Array:
     """The inverse of halves_from_pairs: how a llama GGUF wants its q and k."""
-    count, width = rows.shape
-    return np.ascontiguousarray(rows.reshape(heads, 2, count // heads // 2, width).swapaxes(1, 2)).reshape(count, width)
+    halves = rows.reshape(-1, 2, head_dim // 2, rows.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def _storage(path: Path, entry: TensorEntry) -> tuple[str, int, "partial[Array] | None"]:

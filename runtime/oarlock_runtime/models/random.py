@@ -132,7 +132,7 @@ def _write_gguf(config: Fields, out: Path, seed: int, dtype: str, tokenizer: Pat
             rows = np.concatenate([encode(slab, kind) for slab in random_tensor(spec, name, seed)])
             leaf = name.rpartition(".")[2]
             if family.gguf_paired_rope and leaf in ("q", "k"):
-                rows = pairs_from_halves(rows, spec.heads if leaf == "q" else spec.kv_heads)
+                rows = pairs_from_halves(rows, spec.head_dim)
             writer.write(rows)
             done += math.prod(shape)
             progress(done, spec.parameters)

@@ -83,7 +83,8 @@ class TensorRef:
     shape: tuple[int, ...]
     format: str
     decode: Callable[[Array], Array] | None = field(default=None, repr=False)  # quantized rows (uint8) to float32
-    row_order: Callable[[Array], Array] | None = field(default=None, repr=False)  # rows in the file's order to ours
+    # Rows of whole heads, from the file's order to ours.
+    row_order: Callable[[Array], Array] | None = field(default=None, repr=False)
 
     @property
     def becomes(self) -> str:
@@ -119,7 +120,7 @@ class TensorRef:
     def narrowed(self, rows: Span | None, columns: Span | None) -> tuple[Self, Span | None, Span | None]:
         """A tensor that needs less of the file and holds these rows and columns (None = all), and which of its own
         they are."""
-        if rows is None or self.row_order is not None or len(self.shape) == 1:
+        if rows is None or len(self.shape) == 1:
             return self, rows, columns
         row_bytes = self.nbytes // self.shape[0]
         part = replace(

@@ -46,7 +46,7 @@ def test_llama_rows_are_put_back_into_halves_bits_unchanged(tmp_path: Path) -> N
 
 def test_reordering_and_back_changes_nothing() -> None:
     rows = np.arange(4 * 16 * 3).reshape(64, 3)
-    np.testing.assert_array_equal(halves_from_pairs(pairs_from_halves(rows, 4), 4), rows)
+    np.testing.assert_array_equal(halves_from_pairs(pairs_from_halves(rows, 16), 16), rows)
 
 
 def test_the_real_model(smollm2: Path) -> None:

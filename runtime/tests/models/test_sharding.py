@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,3 +96,15 @@ def test_the_ranks_weights_are_the_models(tmp_path_factory: pytest.TempPathFacto
                 assert all(rank[name][index][0] == format for rank in parts)
                 joined = np.concatenate([rank[name][index][1] for rank in parts], axis=axis)
                 assert np.array_equal(joined, array), name
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "q8_0", "q4_1"])
+def test_ranks_read_their_own_rows_alone(tmp_path: Path, dtype: str) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, "llama", dtype)
+    read = [
+        {group.name: group.file_bytes for group in load_plan(checkpoint, shard=shard)}
+        for shard in [None, *shards(checkpoint.spec, 2)]
+    ]
+    whole, *parts = read
+    for name in ("embed", "layers.0.qkv", "layers.2.gate_up"):
+        assert sum(part[name] for part in parts) == whole[name]
