@@ -185,6 +185,9 @@ class Ops {
   // logits float32 [rows, vocab]; may be overwritten.
   virtual void sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) = 0;
 
+  // All of a step's operations have been called; nothing comes before the next step.
+  virtual void end_step() {}
+
   // For a model that is split over ranks, each calling alike (base/comm.h).
   // x becomes the sum of every rank's x, the same bits on all of them.
   virtual void all_reduce(Tensor) { throw DeviceError("this device can't run a model that is split over ranks"); }

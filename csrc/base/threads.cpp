@@ -15,6 +15,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// The parts of loop_.
+constexpr uint32_t kInside = (1 << 11) - 1, kOpen = 1 << 11, kNumber = 1 << 12;
+constexpr uint32_t number_of(uint32_t loop) { return loop / kNumber; }
+
 template <typename T>
 void futex_wait(std::atomic<T>& word, T expected) {
   static_assert(sizeof(T) == 4, "a futex is 32 bits");
@@ -48,40 +52,59 @@ ThreadPool::ThreadPool(int threads, int spin_us) : size_(threads), spin_us_(spin
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
-  generation_.fetch_add(1);
-  futex_wake_all(generation_);
+  loop_.fetch_add(kNumber);
+  futex_wake_all(loop_);
   for (auto& worker : workers_) worker.join();
 }
 
-void ThreadPool::run_erased(Erased body, void* context) {
+void ThreadPool::share_erased(Erased body, void* context) {
   if (size_ == 1) return body(context, 0);
   body_ = body;
   context_ = context;
-  pending_.store(uint32_t(size_ - 1), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) futex_wake_all(generation_);
+  resting_.store(false, std::memory_order_relaxed);
+  loop_.fetch_add(kNumber + kOpen, std::memory_order_seq_cst);
+  if (asleep_.load(std::memory_order_seq_cst) && asleep_.exchange(0, std::memory_order_seq_cst)) futex_wake_all(loop_);
   body(context, 0);
-  auto done = [&] { return pending_.load(std::memory_order_acquire) == 0; };
-  if (spin(spin_us_, done)) return;
-  caller_sleeps_.store(1, std::memory_order_seq_cst);
-  for (uint32_t left; (left = pending_.load(std::memory_order_seq_cst)) != 0;) futex_wait(pending_, left);
+  loop_.fetch_and(~kOpen, std::memory_order_seq_cst);
+  auto alone = [&] { return (loop_.load(std::memory_order_seq_cst) & kInside) == 0; };
+  if (spin(spin_us_, alone)) return;
+  for (;;) {
+    caller_sleeps_.store(1, std::memory_order_seq_cst);
+    if (alone()) break;
+    futex_wait(caller_sleeps_, uint32_t(1));
+  }
   caller_sleeps_.store(0, std::memory_order_relaxed);
 }
 
 void ThreadPool::work(int thread) {
-  for (uint32_t seen = 0;;) {
-    auto called = [&] { return generation_.load(std::memory_order_acquire) != seen; };
-    if (!spin(spin_us_, called)) {
-      sleepers_.fetch_add(1, std::memory_order_seq_cst);
-      while (!called()) futex_wait(generation_, seen);
-      sleepers_.fetch_sub(1, std::memory_order_relaxed);
+  uint32_t last = 0;  // the loop that this worker has been through
+  while (!stop_.load(std::memory_order_relaxed)) {
+    uint32_t loop = 0;
+    auto called = [&] {
+      loop = loop_.load(std::memory_order_acquire);
+      return ((loop & kOpen) && number_of(loop) != last) || stop_.load(std::memory_order_relaxed);
+    };
+    spin(spin_us_, [&] { return called() || resting_.load(std::memory_order_relaxed); });
+    while (!called()) {
+      asleep_.store(1, std::memory_order_seq_cst);
+      if (called()) break;
+      futex_wait(loop_, loop);
     }
-    seen = generation_.load(std::memory_order_acquire);
-    if (stop_.load(std::memory_order_relaxed)) return;
-    body_(context_, thread);
-    if (pending_.fetch_sub(1, std::memory_order_seq_cst) == 1 && caller_sleeps_.load(std::memory_order_seq_cst))
-      futex_wake_all(pending_);
+    take_part(last, thread);
   }
+}
+
+// Through the loop that is open now, if one still is.
+void ThreadPool::take_part(uint32_t& last, int thread) {
+  uint32_t entered = loop_.fetch_add(1, std::memory_order_seq_cst);
+  if ((entered & kOpen) && number_of(entered) != last) {
+    last = number_of(entered);
+    body_(context_, thread);
+  }
+  uint32_t before = loop_.fetch_sub(1, std::memory_order_seq_cst);
+  if ((before & (kInside | kOpen)) == 1 && caller_sleeps_.load(std::memory_order_seq_cst) &&
+      caller_sleeps_.exchange(0, std::memory_order_seq_cst))
+    futex_wake_all(caller_sleeps_);
 }
 
 }  // namespace oarlock

@@ -157,15 +157,20 @@ class PyExecutor {
     executor_->submit(plan);
   }
 
-  // (token, logprob, top_ids, top_logprobs, status): the first rows of arrays that the next submit or collect overwrites.
+  // (token, logprob, top_ids, top_logprobs, status): the first rows of arrays that the next submit or collect overwrites; the
+  // same tuple as before when there are as many.
   py::tuple collect() {
     StepResult result;
     {
       py::gil_scoped_release released;
       result = executor_->collect();
     }
-    py::slice rows(0, result.rows, 1);
-    return py::make_tuple(token_[rows], logprob_[rows], top_ids_[rows], top_logprobs_[rows], status_[rows]);
+    if (result.rows != collected_rows_) {
+      py::slice rows(0, result.rows, 1);
+      collected_ = py::make_tuple(token_[rows], logprob_[rows], top_ids_[rows], top_logprobs_[rows], status_[rows]);
+      collected_rows_ = result.rows;
+    }
+    return collected_;
   }
 
   void beat() { lead(Order::beat); }
@@ -210,6 +215,8 @@ class PyExecutor {
   ModelConfig config_;
   std::unique_ptr<Executor> executor_;
   py::array token_, logprob_, top_ids_, top_logprobs_, status_;
+  py::tuple collected_;
+  int collected_rows_ = -1;
 };
 
 }  // namespace

@@ -107,6 +107,8 @@ class CpuOps : public Ops {
     sampler_.sample(logits, sampling, sampled);
   }
 
+  void end_step() override { pool_.rest(); }
+
   void all_reduce(Tensor x) override { ranks_->all_reduce(x); }
 
   void sample_parts(Tensor part, const Batch& batch, const Sampling& sampling, const Sampled& sampled, int first) override {

@@ -73,6 +73,7 @@ class TimedOps : public Ops {
   void sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) override {
     timed(kSample, [&] { ops_->sample(logits, sampling, sampled); });
   }
+  void end_step() override { ops_->end_step(); }
 
  private:
   template <typename Call>

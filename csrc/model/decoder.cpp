@@ -198,6 +198,7 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
       ops_->sample(logits, from_row(sampling, first), from_row(sampled, first));
     }
   }
+  ops_->end_step();
 }
 
 }  // namespace oarlock

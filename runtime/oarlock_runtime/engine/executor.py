@@ -58,6 +58,8 @@ class CoreExecutor:
 
     def __init__(self, core: _C.Executor, max_context: int, max_rows: int, overlap: bool) -> None:
         self._core = core
+        self._result: StepResult | None = None
+        self._arrays: object = None  # those of _result, as the core gave them
         self.overlap = overlap  # for EngineConfig
         self.max_context = max_context
         self.max_rows = max_rows
@@ -70,7 +72,10 @@ class CoreExecutor:
         self._core.submit(plan)
 
     def collect(self) -> StepResult:
-        return StepResult(*self._core.collect())
+        arrays = self._core.collect()
+        if self._result is None or arrays is not self._arrays:  # which they are while there are as many rows
+            self._arrays, self._result = arrays, StepResult(*arrays)
+        return self._result
 
     def beat(self) -> None:
         """Rank 0 of a split model: proves that every rank answers. ConnectionError when one does not in time."""

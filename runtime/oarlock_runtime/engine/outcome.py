@@ -29,10 +29,11 @@ def apply_result(step: Step, result: StepResult, s: Sequences) -> Outcome:
     A sequence that has left its seat since the step was planned is passed over: it was aborted, or the step before
     this one, which was not known yet, ended it.
     """
-    rows, seats = step.draw_rows, step.draw_seats
-    stayed = s.arrival[seats] == step.arrivals
-    if not stayed.all():
-        rows, seats = rows[stayed], seats[stayed]
+    drawing = step.drawing
+    rows, seats, request_ids, stops = drawing.rows, drawing.seats, drawing.request_ids, drawing.stops
+    if drawing.departures != s.departures:
+        stayed = s.arrival[seats] == drawing.arrivals
+        rows, seats, request_ids, stops = rows[stayed], seats[stayed], request_ids[stayed], stops[stayed]
     tokens: Int32s = result.token[rows]
     cached: Int32s = s.length[seats]  # the row that drew was the sequence's last token
     lengths = cached + np.int32(1)
@@ -40,9 +41,31 @@ def apply_result(step: Step, result: StepResult, s: Sequences) -> Outcome:
     s.last_token[seats] = tokens
     s.length[seats] = lengths
 
-    finish = np.where(lengths >= s.limit[seats], np.uint8(Finish.LENGTH), np.uint8(Finish.RUNNING))
-    finish[(s.stops[seats] == tokens[:, np.newaxis]).any(axis=1)] = Finish.STOP
-    finish[result.status[rows] != 0] = Finish.ERROR
+    finish = np.zeros(len(seats), np.uint8)
+    if not step.quiet:
+        finish[lengths >= s.limit[seats]] = Finish.LENGTH
+    stopped = stops == tokens[:, np.newaxis]
+    if stopped.any():
+        finish[stopped.any(axis=1)] = Finish.STOP
+    status = result.status[rows]
+    if status.any():
+        finish[status != 0] = Finish.ERROR
+    if drawing.needs & (NEEDS_HISTORY | NEEDS_FILTER):
+        _follow(seats, tokens, finish, s)
+
+    output = StepOutput(request_ids, tokens, finish)
+    if step.plan.top_logprobs is not None:
+        output.logprobs = _token_logprobs(s, rows, seats, finish, result)
+    broken = _add_prompt_logprobs(output, step.scores, result, s)
+    if step.quiet and not finish.any():
+        return Outcome(output, [], [])
+    output.started = _started(s, seats, cached)
+    ended = _end(output, seats, broken, s)
+    return Outcome(output, ended, seats[cached % BLOCK_TOKENS == 0].tolist())
+
+
+def _follow(seats: Seats, tokens: Int32s, finish: npt.NDArray[np.uint8], s: Sequences) -> None:
+    """Shows the tokens to what follows a sequence's text: the history of its penalties, its grammar."""
     for place in np.flatnonzero(s.needs[seats] & NEEDS_HISTORY).tolist():
         history = s.history[seats[place]]
         assert history is not None
@@ -53,14 +76,6 @@ def apply_result(step: Step, result: StepResult, s: Sequences) -> Outcome:
         assert token_filter is not None
         if not token_filter.accept(int(tokens[place])):
             finish[place] = Finish.ERROR
-
-    output = StepOutput(s.request_id[seats], tokens, finish)
-    output.started = _started(s, seats, cached)
-    if step.plan.top_logprobs is not None:
-        output.logprobs = _token_logprobs(s, rows, seats, finish, result)
-    broken = _add_prompt_logprobs(output, step.scores, result, s)
-    ended = _end(output, seats, broken, s)
-    return Outcome(output, ended, seats[cached % BLOCK_TOKENS == 0].tolist())
 
 
 def _started(s: Sequences, seats: Seats, cached: Int32s) -> Started | None:

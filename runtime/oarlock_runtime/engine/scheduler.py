@@ -27,8 +27,8 @@ from oarlock_runtime.engine.outcome import apply_result
 from oarlock_runtime.engine.output import StepOutput
 from oarlock_runtime.engine.plan import StepPlan, StepResult
 from oarlock_runtime.engine.request import Finish, Request, check_request
-from oarlock_runtime.engine.sequences import NEEDS_FILTER, NEEDS_HISTORY, Seats, Sequences
-from oarlock_runtime.engine.step import Chunk, Step, build_step
+from oarlock_runtime.engine.sequences import NEEDS_BIAS, NEEDS_FILTER, NEEDS_HISTORY, Seats, Sequences
+from oarlock_runtime.engine.step import Chunk, Step, build_step, next_step
 from oarlock_runtime.engine.waiting import WaitingQueue
 from oarlock_runtime.errors import RequestError
 
@@ -74,6 +74,7 @@ class Scheduler:
         self.preempted: list[int] = []  # seats, in order of arrival
         self._seats: dict[int, int] = {}  # request id to seat
         self._in_flight: deque[Step] = deque()
+        self._last: Step | None = None  # that was scheduled
 
     @property
     def has_work(self) -> bool:
@@ -117,6 +118,27 @@ class Scheduler:
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None when there is no work or, with a step in flight, none that needs no result of it."""
+        step = self._same_again() or self._build(now)
+        if step is None:
+            return None
+        self._last = step
+        self._in_flight.append(step)
+        self.counters.computed_tokens += len(step.plan.token_ids)
+        self.counters.context_tokens += step.context_tokens
+        return step.plan
+
+    def _same_again(self) -> Step | None:
+        """The next step, if it only goes on with what the last one did."""
+        last, s = self._last, self.sequences
+        if last is None or last.quiet == 0 or last.drawing.seats is not self.decoding:
+            return None
+        if self.prefilling or self.preempted or (len(self.waiting) and s.vacant):
+            return None
+        if last.drawing.needs & (NEEDS_HISTORY | NEEDS_BIAS | NEEDS_FILTER):
+            return None
+        return next_step(last, s, ahead=bool(self._in_flight))
+
+    def _build(self, now: float) -> Step | None:
         if not self._grow():
             return None
         decoding = self._going_on()
@@ -128,15 +150,11 @@ class Scheduler:
         if not running and not budget.chunks:
             return None
         step = build_step(self.sequences, decoding, budget.chunks, self.config.vocab, ahead=bool(self._in_flight))
-        self._in_flight.append(step)
-        self.sequences.computed[decoding] += 1
         prefilled = [chunk.seat for chunk in budget.chunks if chunk.draws]
         if prefilled:
             self.prefilling = [seat for seat in self.prefilling if seat not in prefilled]
             self.decoding = np.concatenate((self.decoding, np.array(prefilled, np.intp)))
-        self.counters.computed_tokens += len(step.plan.token_ids)
-        self.counters.context_tokens += int(step.plan.context_lens.sum())
-        return step.plan
+        return step
 
     def commit(self, result: StepResult) -> StepOutput:
         """Takes the result of the oldest step in flight."""
@@ -150,7 +168,8 @@ class Scheduler:
             failed = len(outcome.output.failures)
             self.counters.failed += failed
             self.counters.finished += len(outcome.ended) - failed
-        self.counters.generation_tokens += int(np.count_nonzero(outcome.output.token_ids >= 0))
+        drawn = outcome.output.token_ids
+        self.counters.generation_tokens += int(np.count_nonzero(drawn >= 0)) if outcome.ended else len(drawn)
         return outcome.output
 
     # ---- blocks for the running

@@ -31,6 +31,7 @@ class Sequences:
     def __init__(self, seats: int, max_context: int, eos_ids: tuple[int, ...]) -> None:
         self._free = list(range(seats - 1, -1, -1))  # a stack, so that few rows of the token store are ever touched
         self._eos_ids = eos_ids
+        self.departures = 0  # sequences that have left their seats
         self.tokens = _lazy_int32s(seats, max_context)  # prompt and output
         self.block_tables = _lazy_int32s(seats, -(-max_context // BLOCK_TOKENS))
 
@@ -117,6 +118,7 @@ class Sequences:
         self.queue_seconds[seat] = queue_seconds
 
     def leave(self, seat: int) -> None:
+        self.departures += 1
         self.request_id[seat] = self.arrival[seat] = -1
         self.request[seat] = None
         self.history[seat] = None

@@ -1,6 +1,8 @@
 """From what a step shall compute to the arrays of its plan. Engine process.
 
-Rows come in the order: decoding sequences, one token each, then the chunks of prompts.
+Rows come in the order: decoding sequences, one token each, then the chunks of prompts. Between two steps the kernels
+sweep the processor's caches, so that what the host does here costs several times what it does in a loop of its own;
+most steps decode the same sequences as the one before, and are made of that one by `next_step`.
 """
 
 from collections.abc import Iterable
@@ -40,14 +42,55 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """The rows of a step that draw a token, and what no step changes of their sequences."""
+
+    rows: npt.NDArray[np.intp]  # [D]
+    seats: Seats  # [D]
+    arrivals: npt.NDArray[np.int64]  # [D] who sat there: a seat may have changed hands when the result comes
+    request_ids: npt.NDArray[np.int64]  # [D]
+    stops: Int32s  # [D, most stop tokens]
+    needs: int  # NEEDS_… of any of them
+    departures: int  # sequences that had left their seats until then
+
+
+@dataclass(slots=True)
 class Step:
     """A plan, and what is needed to understand its result when it comes."""
 
     plan: StepPlan
-    draw_rows: npt.NDArray[np.intp]  # [D] rows that draw a token
-    draw_seats: Seats  # [D]
-    arrivals: npt.NDArray[np.int64]  # [D] who sat there: a seat may have changed hands when the result comes
+    drawing: Drawing
     scores: list[Scores]
+    context_tokens: int  # of all sequences
+    quiet: int  # this many steps, from this one on, decode alone, and fill no block and bring no sequence to its limit
+
+
+def next_step(last: Step, sequences: Sequences, ahead: bool) -> Step:
+    """The step after `last`, which is quiet, with the same sequences.
+
+    ahead: `last` is still to be committed.
+    """
+    plan, drawing = last.plan, last.drawing
+    context_lens: Int32s = plan.context_lens + np.int32(1)
+    plan = StepPlan(
+        token_ids=np.zeros(len(context_lens), np.int32) if ahead else sequences.last_token[drawing.seats],
+        positions=plan.context_lens,
+        slots=plan.slots + np.int32(1),
+        query_starts=plan.query_starts,
+        context_lens=context_lens,
+        block_tables=plan.block_tables,
+        sample_rows=plan.sample_rows,
+        temperature=plan.temperature,
+        top_p=plan.top_p,
+        min_p=plan.min_p,
+        top_k=plan.top_k,
+        seed=plan.seed,
+        draw=plan.draw + np.int32(1),
+        token_sources=plan.sample_rows if ahead else None,
+        top_logprobs=plan.top_logprobs,
+    )
+    sequences.computed[drawing.seats] = context_lens
+    return Step(plan, drawing, [], last.context_tokens + len(context_lens), last.quiet - 1)
 
 
 def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab: int, ahead: bool = False) -> Step:
@@ -112,9 +155,28 @@ def build_step(sequences: Sequences, decoding: Seats, chunks: list[Chunk], vocab
         target=targets,
     )
     s.draw_row[draw_seats] = draw_rows
-    _add_optional_groups(plan, s, row_seats, row_lengths, draw_rows, draw_seats, floats)
-    _add_masks(plan, s, draw_rows, draw_seats, vocab)
-    return Step(plan, draw_rows, draw_seats, s.arrival[draw_seats], scores)
+    s.computed[decoding] = context_lens[:ones]
+    needs = s.needs[draw_seats]
+    drawing = Drawing(
+        draw_rows,
+        draw_seats,
+        s.arrival[draw_seats],
+        s.request_id[draw_seats],
+        s.stops[draw_seats],
+        int(np.bitwise_or.reduce(needs)) if len(needs) else 0,
+        s.departures,
+    )
+    _add_optional_groups(plan, s, row_seats, row_lengths, drawing, needs, floats)
+    _add_masks(plan, s, drawing, needs, vocab)
+    quiet = 0 if chunks else _quiet(s, decoding, context_lens)
+    return Step(plan, drawing, scores, int(context_lens.sum()), quiet)
+
+
+def _quiet(s: Sequences, decoding: Seats, context_lens: Int32s) -> int:
+    """Steps until a block is full or a limit reached, this one included."""
+    to_full_block = -context_lens % BLOCK_TOKENS
+    to_limit = s.limit[decoding] - context_lens - 1
+    return int(np.minimum(to_full_block, to_limit).min())
 
 
 class _Rows:
@@ -152,13 +214,12 @@ def _add_optional_groups(
     s: Sequences,
     row_seats: Seats,
     row_lengths: Int32s,
-    draw_rows: Seats,
-    draw_seats: Seats,
+    drawing: Drawing,
+    needs: npt.NDArray[np.uint8],
     floats: Float32s,
 ) -> None:
     """Log-probabilities, penalties and bias, where a sequence of this step needs them."""
-    needs = s.needs[draw_seats]
-    wanted = int(np.bitwise_or.reduce(needs)) if len(needs) else 0
+    wanted, draw_rows, draw_seats = drawing.needs, drawing.rows, drawing.seats
     rows = len(row_seats)
     if wanted & NEEDS_LOGPROBS or plan.target is not None:
         plan.top_logprobs = s.top_logprobs[row_seats]
@@ -181,19 +242,19 @@ def _add_optional_groups(
         plan.bias_values = np.concatenate([values for _, values in biases])
 
 
-def _add_masks(plan: StepPlan, s: Sequences, draw_rows: Seats, draw_seats: Seats, vocab: int) -> None:
+def _add_masks(plan: StepPlan, s: Sequences, drawing: Drawing, needs: npt.NDArray[np.uint8], vocab: int) -> None:
     """The tokens that may be drawn, for the sequences whose answers follow a grammar."""
-    chosen = np.flatnonzero(s.needs[draw_seats] & NEEDS_FILTER)
-    if not len(chosen):
+    if not drawing.needs & NEEDS_FILTER:
         return
+    chosen = np.flatnonzero(needs & NEEDS_FILTER)
     masks = np.zeros((len(chosen), -(-vocab // 32)), np.uint32)
-    for mask, seat in zip(masks, draw_seats[chosen].tolist(), strict=True):
+    for mask, seat in zip(masks, drawing.seats[chosen].tolist(), strict=True):
         token_filter = s.request_of(seat).filter
         assert token_filter is not None
         token_filter.allow(mask)
     plan.masks = masks
     plan.mask_rows = np.full(len(plan.sample_rows), -1, np.int32)
-    plan.mask_rows[draw_rows[chosen]] = np.arange(len(chosen))
+    plan.mask_rows[drawing.rows[chosen]] = np.arange(len(chosen))
 
 
 def _starts(rows: int, chosen: Seats, lengths: Iterable[int]) -> Int32s:

@@ -9,7 +9,7 @@ LONGEST_PATH = 107  # of a unix socket, in bytes, on Linux
 
 
 def engine_address(run_dir: Path) -> str:
-    """The ZeroMQ address of the engine in `run_dir`, which is made (mode 0700) if it isn't there.
+    """The path of the engine's socket in `run_dir`, which is made (mode 0700) if it isn't there.
 
     Raises SettingError when others could enter the directory, or its path is too long for a socket.
     """
@@ -20,4 +20,4 @@ def engine_address(run_dir: Path) -> str:
     path = run_dir.resolve() / SOCKET_NAME
     if len(str(path).encode()) > LONGEST_PATH:
         raise SettingError(f"the path of socket {path} is longer than {LONGEST_PATH} bytes; give a shorter run_dir")
-    return f"ipc://{path}"
+    return str(path)

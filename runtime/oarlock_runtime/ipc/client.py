@@ -1,26 +1,23 @@
-"""A server process's end of the engine's socket, on its asyncio loop: no thread, and no task for a token.
-
-ZeroMQ's file descriptor tells only that something has changed since the socket was last found empty; so a socket is
-read until it is empty at first, after each send and after each wake-up.
-"""
+"""A server process's end of the engine's socket, on its asyncio loop: no thread, and no task for a token."""
 
 import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import zmq
-from zmq.utils.monitor import parse_monitor_message
 
+from oarlock_runtime.engine.output import StepOutput
 from oarlock_runtime.engine.request import Finish
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.engine.stats import EngineStats
 from oarlock_runtime.errors import OarlockError, RequestError
 from oarlock_runtime.ipc.address import engine_address
+from oarlock_runtime.ipc.framing import FrameReader, framed
 from oarlock_runtime.ipc.messages import (
     AbortRequests,
     Accepted,
@@ -36,12 +33,12 @@ from oarlock_runtime.ipc.messages import (
     ToServer,
 )
 from oarlock_runtime.ipc.packing import unpack_output
-from oarlock_runtime.ipc.sockets import QUEUE_MESSAGES
 from oarlock_runtime.ipc.stream import Logprob, TokenStream
 
 PING_SECONDS = 1.0
 ACCEPT_SECONDS = 60.0  # the engine answers between two steps
-READ_AT_ONCE = 64  # messages handled before other callbacks have their turn
+RETRY_SECONDS = 0.02  # while the engine isn't up yet
+QUEUE_BYTES = 64 << 20  # of requests that the engine has not read
 
 
 class EngineDead(RequestError):
@@ -62,12 +59,7 @@ class EngineClient:
         self.closed: asyncio.Future[str] = self._loop.create_future()  # resolved with `dead` when the engine is lost
         self.stats = EngineStats()  # the latest heartbeat's
         self.dead = ""  # why the engine is lost; "" while it isn't
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.set_hwm(QUEUE_MESSAGES)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)  # ms, while the engine isn't up yet
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._transport: asyncio.WriteTransport | None = None
         self._streams: dict[int, TokenStream] = {}
         self._answers: dict[int, asyncio.Future[None]] = {}
         self._aborts: list[int] = []
@@ -79,18 +71,29 @@ class EngineClient:
 
     async def connect(self, timeout: float) -> EngineReady:
         """Waits for the engine to have loaded its model. Raises OarlockError after `timeout` seconds, EngineDead."""
-        self._socket.connect(self._address)
-        self._loop.add_reader(self._socket.fileno(), self._read)
-        self._loop.add_reader(self._monitor.fileno(), self._watch)
-        self._loop.call_soon(self._watch)
-        self._send(Hello(self._name, os.getpid()))
-        await asyncio.wait((self._ready, self.closed), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._reach()
+                await asyncio.wait((self._ready, self.closed), return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise OarlockError(f"the engine was not ready within {timeout:g} s") from None
         if self.dead:
             raise EngineDead(self.dead)
-        if not self._ready.done():
-            raise OarlockError(f"the engine was not ready within {timeout:g} s")
         self._ping()
         return self._ready.result()
+
+    async def _reach(self) -> None:
+        """Connects, which is possible once the engine has bound its socket, and says hello."""
+        while not self.dead:
+            try:
+                self._transport, _ = await self._loop.create_unix_connection(
+                    lambda: _Connection(self._read, lambda: self._lose("its process is gone")), self._address
+                )
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._send(Hello(self._name, os.getpid()))
+                return
 
     def close(self) -> None:
         """Leaves the engine, which ends this client's requests. Idempotent."""
@@ -134,13 +137,14 @@ class EngineClient:
     # ---- sending
 
     def _send(self, message: ToEngine) -> None:
-        try:
-            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
+        transport = self._transport
+        if transport is None:
+            raise EngineDead(self.dead or "it was never reached")
+        if transport.get_write_buffer_size() > QUEUE_BYTES:
             raise RequestError(
                 "", "the engine does not keep up with new requests", status=429, code="queue_full", retry_after=1
-            ) from None
-        self._loop.call_soon(self._read)
+            )
+        transport.write(framed(self._encoder.encode(message)))
 
     def _abort(self, request_id: int) -> None:
         if self._streams.pop(request_id, None) is not None and not self.dead:
@@ -167,28 +171,10 @@ class EngineClient:
 
     # ---- receiving
 
-    def _read(self) -> None:
-        for _ in range(READ_AT_ONCE):
-            if self.dead:
-                return
-            try:
-                frame = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+    def _read(self, frame: bytes) -> None:
+        if not self.dead:
             self._heard = time.monotonic()
             self._handle(self._decoder.decode(frame))
-        self._loop.call_soon(self._read)
-
-    def _watch(self) -> None:
-        """Looks whether the engine's process has gone. What it sent before is read first."""
-        gone = False
-        while not self.dead and self._monitor.poll(0):
-            event = parse_monitor_message(self._monitor.recv_multipart())
-            gone = gone or event["event"] == zmq.EVENT_DISCONNECTED
-        if gone and self._ready.done():
-            while not self.dead and self._socket.poll(0):
-                self._read()
-            self._lose("its process is gone")
 
     def _handle(self, message: ToServer) -> None:
         match message:
@@ -219,8 +205,25 @@ class EngineClient:
 
     def _deliver(self, message: Tokens) -> None:
         """Appends everything in the message to its streams, then wakes their readers."""
-        output = unpack_output(message)
-        ids, streams = output.request_ids.tolist(), self._streams
+        streams = self._streams
+        ids = memoryview(message.request_ids).cast("q").tolist()
+        if message.logprobs or message.starts or message.prompt_scores or message.failures:
+            self._deliver_rarer(unpack_output(message), ids)
+        tokens = memoryview(message.token_ids).cast("i")
+        for request_id, token, finish in zip(ids, tokens, message.finish, strict=True):
+            stream = streams.get(request_id)
+            if stream is None:
+                continue
+            if token >= 0:
+                stream.pending.token_ids.append(token)
+            if finish:
+                stream.pending.finish = Finish(finish)
+                del streams[request_id]
+            stream.wake()
+
+    def _deliver_rarer(self, output: StepOutput, ids: list[int]) -> None:
+        """What most steps have nothing of: scores, beginnings, failures. `ids`: the requests of its entries."""
+        streams = self._streams
         for part in output.prompt_logprobs:
             if stream := streams.get(part.request_id):
                 stream.pending.prompt_logprobs += _logprobs(part.logprobs, part.top_ids, part.top_logprobs)
@@ -242,16 +245,6 @@ class EngineClient:
         for failure in output.failures:
             if stream := streams.get(failure.request_id):
                 stream.pending.error = failure.message
-        for request_id, token, finish in zip(ids, output.token_ids.tolist(), output.finish.tolist(), strict=True):
-            stream = streams.get(request_id)
-            if stream is None:
-                continue
-            if token >= 0:
-                stream.pending.token_ids.append(token)
-            if finish:
-                stream.pending.finish = Finish(finish)
-                del streams[request_id]
-            stream.wake()
 
     def _lose(self, reason: str) -> None:
         """The engine is gone: all requests end, and whoever waits is told why."""
@@ -260,8 +253,6 @@ class EngineClient:
         self.dead = reason
         if self._pinging is not None:
             self._pinging.cancel()
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_reader(self._monitor.fileno())
         self.closed.set_result(reason)
         for answer in self._answers.values():
             if not answer.done():
@@ -270,10 +261,24 @@ class EngineClient:
             stream.pending.finish, stream.pending.error = Finish.ERROR, f"the engine has ended: {reason}"
             stream.wake()
         self._answers, self._streams = {}, {}
-        self._socket.disable_monitor()
-        self._monitor.close()
-        self._socket.close()
-        self._context.term()
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _Connection(asyncio.Protocol):
+    """Gives `read` each message, and calls `lost` once no more will come."""
+
+    def __init__(self, read: Callable[[bytes], None], lost: Callable[[], None]) -> None:
+        self._frames = FrameReader()
+        self._read = read
+        self._lost = lost
+
+    def data_received(self, data: bytes) -> None:
+        for frame in self._frames.feed(data):
+            self._read(frame)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost()
 
 
 def _logprobs(

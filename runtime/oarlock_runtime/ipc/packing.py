@@ -18,11 +18,11 @@ LOCAL_MASK = (1 << LOCAL_BITS) - 1
 def split_output(output: StepOutput) -> Iterator[tuple[int, StepOutput]]:
     """(client, its part of the output) for each client with anything in it."""
     owners = output.request_ids >> LOCAL_BITS
+    if len(owners) and not output.prompt_logprobs and (owners == owners[0]).all():
+        yield int(owners[0]), output
+        return
     clients = set(np.unique(owners).tolist())
     clients.update(part.request_id >> LOCAL_BITS for part in output.prompt_logprobs)
-    if len(clients) == 1:
-        yield clients.pop(), output
-        return
     for client in sorted(clients):
         yield client, _select(output, owners == client, client)
 

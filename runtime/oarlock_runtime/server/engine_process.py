@@ -5,6 +5,7 @@ stops when the loop does.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -91,6 +92,7 @@ def main(control: Control, settings: Settings, first: dict[str, Any]) -> None:
         followers = None
         if ranks is not None:
             followers = _Followers(executor, ranks, peer_limit(settings))
+        gc.freeze()  # what is loaded stays, and need not be walked over between two steps
         try:
             _loop(engine, socket, _Pulse(control, meter), stop, followers)
         except ConnectionError as error:  # another rank

@@ -17,7 +17,6 @@ from support.toy_executor import expected_tokens
 from oarlock_runtime.engine.request import Finish, Request
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.errors import OarlockError, RequestError, SettingError
-from oarlock_runtime.ipc import client as client_module
 from oarlock_runtime.ipc import sockets
 from oarlock_runtime.ipc.address import engine_address
 from oarlock_runtime.ipc.client import EngineClient, EngineDead
@@ -143,8 +142,7 @@ def test_a_server_that_leaves_takes_its_requests_along(engine: EngineThread, run
 
 
 def test_a_server_that_does_not_read_is_dropped_and_told(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "QUEUE_MESSAGES", 8)
-    monkeypatch.setattr(client_module, "QUEUE_MESSAGES", 8)
+    monkeypatch.setattr(sockets, "QUEUE_BYTES", 1024)
     engine = EngineThread(run_dir)
 
     async def main() -> None:
@@ -238,7 +236,7 @@ def test_an_engine_that_dropped_a_server_tells_it(engine: EngineThread, run_dir:
 
 
 def test_the_run_directory_is_private(tmp_path: Path) -> None:
-    assert engine_address(tmp_path / "new" / "run").startswith("ipc:///")
+    assert engine_address(tmp_path / "new" / "run") == str(tmp_path / "new" / "run" / "engine.sock")
     assert (tmp_path / "new" / "run").stat().st_mode & 0o777 == 0o700
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(SettingError, match="must be 0700"):

@@ -9,6 +9,7 @@ BENCHES = {
     "prefill": "oarlock_runtime.cli.bench.steps",
     "ranks": "oarlock_runtime.cli.bench.ranks",
     "host": "oarlock_runtime.cli.bench.host",
+    "front": "oarlock_runtime.cli.bench.front",
     "table": "oarlock_runtime.cli.bench.summary",
 }
 

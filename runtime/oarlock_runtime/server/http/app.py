@@ -1,7 +1,7 @@
 """The routes of the API, keys, and errors in OpenAI's shape. One application in each server process.
 
-The endpoints that generate are bare ASGI applications behind FastAPI's router (a streamed token passes no layer that
-could copy it); the small ones are ordinary FastAPI.
+The endpoints that generate are bare ASGI applications, and calls go straight to them, so that a streamed token passes
+no layer but the web server's; the small ones are ordinary FastAPI.
 """
 
 from http import HTTPStatus
@@ -13,24 +13,25 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from oarlock_runtime.errors import RequestError
-from oarlock_runtime.server.http.exchange import Receive, Scope, Send, send_error
+from oarlock_runtime.server.http.exchange import Application, Receive, Scope, Send, send_error
 from oarlock_runtime.server.http.handler import GenerationEndpoint
 from oarlock_runtime.server.http.openapi import UNKNOWN_MODEL, describe
 from oarlock_runtime.server.http.private import PrivateHttp
 from oarlock_runtime.server.service import Service
 
 
-def build_app(service: Service) -> FastAPI:
+def build_app(service: Service) -> Application:
     """The whole API over `service`."""
     app = FastAPI(title="Oarlock", version=service.version, redoc_url=None)
     completions, chat = (GenerationEndpoint(service, chat=chat) for chat in (False, True))
-    for path, endpoint in (
-        ("/v1/completions", completions),
-        ("/v1/chat/completions", GenerationEndpoint(service, chat=True, private=PrivateHttp(service))),
+    generation: dict[str, Application] = {
+        "/v1/completions": completions,
+        "/v1/chat/completions": GenerationEndpoint(service, chat=True, private=PrivateHttp(service)),
         # The OpenAI clients of PaddleNLP's documentation have the base URL …/v1/chat/completions.
-        ("/v1/chat/completions/completions", completions),
-        ("/v1/chat/completions/chat/completions", chat),
-    ):
+        "/v1/chat/completions/completions": completions,
+        "/v1/chat/completions/chat/completions": chat,
+    }
+    for path, endpoint in generation.items():  # for the errors of other methods
         app.router.routes.append(Route(path, endpoint, methods=["POST"]))
 
     def model_object() -> dict[str, Any]:
@@ -85,8 +86,7 @@ def build_app(service: Service) -> FastAPI:
         return _SentError(RequestError("", str(error.errors()[0]["msg"])))
 
     describe(app)
-    app.add_middleware(_Keys, service=service)
-    return app
+    return _Door(service, app, generation)
 
 
 class _SentError(Response):
@@ -101,20 +101,27 @@ class _SentError(Response):
         await send_error(send, self._error, self._more)
 
 
-class _Keys:
-    """Lets only calls with a key through to /v1; HEAD is a GET whose body the web server leaves out."""
+class _Door:
+    """Lets only calls with a key through to /v1, generation by the shortest way.
 
-    def __init__(self, app: Any, service: Service) -> None:
-        self._app = app
+    HEAD is a GET whose body the web server leaves out.
+    """
+
+    def __init__(self, service: Service, app: Application, generation: dict[str, Application]) -> None:
         self._service = service
+        self._app = app
+        self._generation = generation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
         if scope["type"] == "http" and scope["path"].startswith("/v1"):
             try:
                 self._service.check_key(dict(scope["headers"]).get(b"authorization", b""))
             except RequestError as error:
                 await send_error(send, error)
                 return
+            if scope["method"] == "POST":
+                app = self._generation.get(scope["path"], app)
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # a copy: the web server still sees the HEAD
-        await self._app(scope, receive, send)
+        await app(scope, receive, send)
