@@ -93,7 +93,7 @@ class ThreadPool {
   const int spin_us_;
   Erased body_ = nullptr;  // these two of the open loop; whoever is inside may read them
   void* context_ = nullptr;
-  alignas(64) std::atomic<uint32_t> loop_{0};  // its number, whether it is open, and how many workers are inside
+  alignas(64) std::atomic<uint32_t> loop_{0};    // its number, whether it is open, and how many workers are inside
   alignas(64) std::atomic<uint32_t> asleep_{0};  // 1 when a worker may sleep on loop_
   alignas(64) std::atomic<uint32_t> caller_sleeps_{0};
   alignas(64) std::atomic<int64_t> next_{0};

@@ -119,6 +119,16 @@ def test_prefill_operations_count_the_last_row_of_the_head_alone(tiny: Path) -> 
     assert one == 2 * (floor.matrix_weights(spec) + spec.hidden * spec.vocab) + attention
 
 
+def test_the_cost_of_a_streamed_token_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    words = ["--streams", "1,3", "--tokens", "20", "--step", "1", "--json", str(out)]
+    assert main(["bench", "front", *words]) == 0
+    assert "us a token" in capsys.readouterr().out
+    results = json.loads(out.read_text())["results"]
+    assert [cost["streams"] for cost in results] == [1, 3]
+    assert all(cost["tokens"] >= 20 * cost["streams"] and cost["microseconds"] > 0 for cost in results)
+
+
 def test_host_work_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "host", "--sequences", "2", "--steps", "5"]) == 0
     assert "budget" in capsys.readouterr().out

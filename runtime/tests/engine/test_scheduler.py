@@ -259,3 +259,38 @@ def test_limits_that_contradict_each_other_are_refused() -> None:
         Steps(max_batched_tokens=3)
     with pytest.raises(SettingError, match="blocks is 0"):
         Steps(blocks=0)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_step_made_of_the_last_is_the_one_that_would_be_built(in_flight: int) -> None:
+    made, built = (Steps(blocks=64) for _ in range(2))
+    for steps in (made, built):
+        for request_id, (tokens, rest) in enumerate(
+            [(70, {}), (100, {"top_logprobs": 2}), (5, {"stop_token_ids": (7,)})]
+        ):
+            steps.add(request_id, tokens, max_tokens=90 + request_id, **rest)
+    kinds = set()
+    for turn in range(200):
+        plans = []
+        for steps in (made, built):
+            if steps is built:
+                steps.scheduler._last = None  # so that nothing can be made of it
+            plans.append(steps.scheduler.schedule(turn))
+        first, second = plans
+        assert (first is None) == (second is None)
+        if first is not None and second is not None:
+            kinds.add(made.scheduler._in_flight[-1].quiet > 0)
+            for name in StepPlan.__slots__:
+                one, other = getattr(first, name), getattr(second, name)
+                assert (one is None) == (other is None), name
+                assert name == "seed" or one is None or np.array_equal(one, other), name
+        for steps, plan in zip((made, built), plans, strict=True):
+            if plan is not None:
+                steps.executor.submit(plan)
+            if steps.scheduler.in_flight == in_flight or plan is None:
+                if not steps.scheduler.in_flight:
+                    break
+                steps.scheduler.commit(steps.executor.collect())
+        assert np.array_equal(made.scheduler.sequences.integers, built.scheduler.sequences.integers)
+        assert made.scheduler.counters == built.scheduler.counters
+    assert kinds == {True, False} and not made.scheduler.has_work

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from oarlock_runtime.cli.arguments import Parser, integer, integers, number
 from oarlock_runtime.cli.bench.client import Endpoint, Trace
@@ -50,7 +49,7 @@ class FrontCost:
 
 
 class _ClockedEngine(threading.Thread):
-    """The engine process's loop with a step every `seconds`; `marks` has (tokens sent, CPU seconds of the server)."""
+    """The engine process's loop, with a step every `seconds`."""
 
     def __init__(self, run_dir: Path, streams: int, tokens: int, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -127,7 +126,7 @@ def _listener() -> Iterator[socket.socket]:
         yield listener
 
 
-async def measure(streams: int, tokens: int, step_ms: float, extra: dict[str, Any]) -> FrontCost:
+async def measure(streams: int, tokens: int, step_ms: float) -> FrontCost:
     """Streams `tokens` tokens to each of `streams` clients, one every `step_ms`."""
     with tempfile.TemporaryDirectory(prefix="oarlock-") as scratch, _listener() as listener:
         os.chmod(scratch, 0o700)
@@ -150,12 +149,12 @@ async def measure(streams: int, tokens: int, step_ms: float, extra: dict[str, An
             await asyncio.wait_for(opened.wait(), START_SECONDS)
             endpoint = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
             ask = Ask(PROMPT, ROOM + tokens + ROOM)
-            body = DIALECTS["openai"].body(ask, "default", PROMPT, extra)
+            body = DIALECTS["openai"].body(ask, "default", PROMPT, {})
             traces = await asyncio.gather(*(endpoint.complete(body) for _ in range(streams)))
         finally:
             engine.stop()
             server.kill()
-            os.waitpid(server.pid, 0)
+            server.reaped(os.waitpid(server.pid, 0)[1])
         _check(traces, ask.output)
         (begin, sent, cpu), (end, sent_last, cpu_last) = engine.marks
         count = sent_last - sent
@@ -176,9 +175,7 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--row", type=number(0), default=0.04, help="… ms more for each stream (default 0.04)")
     flags.add_argument("--json", default="", metavar="FILE", help="write settings and figures to a file")
     values = flags.read(arguments[1:])
-    costs = [
-        asyncio.run(measure(count, values.tokens, values.step + values.row * count, {})) for count in values.streams
-    ]
+    costs = [asyncio.run(measure(count, values.tokens, values.step + values.row * count)) for count in values.streams]
     rows = [
         [f"{cost.streams}", f"{cost.step_ms:.1f}", f"{cost.microseconds:.1f}", f"{cost.busy:.0%}"] for cost in costs
     ]

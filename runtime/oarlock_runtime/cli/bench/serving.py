@@ -23,7 +23,8 @@ EPILOG = """Other benches, each with --help:
   oarlock bench decode | prefill  one step of the core in process, beside its floor
   oarlock bench ranks             a decode step of a model split over processes, beside the whole one's
   oarlock bench host              the engine's own work in a step
-  oarlock bench table             all of these but ranks, and serving in process: `make bench`
+  oarlock bench front             what a streamed token costs the server process
+  oarlock bench table             all of these but ranks and front, and serving in process: `make bench`
 
 Examples
   oarlock bench --url http://127.0.0.1:9965 --concurrency 1,8,32,64

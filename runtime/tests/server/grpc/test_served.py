@@ -1,6 +1,7 @@
 """gRPC of the whole server with its processes: a shared port, gRPC alone, drain, loading."""
 
 import json
+import os
 import signal
 import socket
 from pathlib import Path
@@ -58,6 +59,8 @@ def test_running_requests_finish_after_sigterm_and_new_ones_are_refused(tiny_mod
             for number in range(8):
                 stream.send({**LONG, "req_id": number})
             stream.next()
+            engine = server.children()["engine_process"]
+            os.kill(engine, signal.SIGSTOP)
             server.signal(signal.SIGTERM)
             until(lambda: not client.is_server_ready())
             with grpc.insecure_channel(server.grpc_address) as channel:
@@ -65,6 +68,7 @@ def test_running_requests_finish_after_sigterm_and_new_ones_are_refused(tiny_mod
                 not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
                 until(lambda: check(health_pb2.HealthCheckRequest(), timeout=PATIENCE).status == not_serving)
             stream.send({**SHORT, "req_id": "late"}, request_id="late")
+            os.kill(engine, signal.SIGCONT)
             ends = []
             while len(ends) < 9:
                 document, final, request_id = stream.next()
