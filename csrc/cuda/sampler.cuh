@@ -132,10 +132,9 @@ __device__ uint64_t load_slice(Context<Team>& context, const Slice& slice, const
   return best == kPoison ? 0 : best;
 }
 
-// The best of the row where nothing else of it is wanted: the slice goes by, in pieces of four when rows are aligned so.
-template <typename Team>
-__device__ uint64_t best_of_slice(Context<Team>& context, const float* row, int begin, int end, bool aligned) {
-  constexpr int kThreads = Team::kThreads;
+// A thread's part of the best of [begin, end), which passes by in pieces of four when rows are aligned so.
+template <int kThreads>
+__device__ __forceinline__ uint64_t best_in_passing(const float* row, int begin, int end, bool aligned) {
   float best = -INFINITY;
   int best_id = 0;
   bool poisoned = false;
@@ -150,9 +149,15 @@ __device__ uint64_t best_of_slice(Context<Team>& context, const float* row, int 
     look(x.x, id), look(x.y, id + 1), look(x.z, id + 2), look(x.w, id + 3);
   }
   for (int id = whole + int(threadIdx.x); id < end; id += kThreads) look(row[id], id);
-  const uint64_t mine = poisoned ? kPoison : best == -INFINITY ? 0 : candidate(best, best_id);
-  const uint64_t found = context.reduce(mine, Max());
-  return found == kPoison ? 0 : found;
+  return poisoned ? kPoison : best == -INFINITY ? 0 : candidate(best, best_id);
+}
+
+// What there is to say of a row of which only the best is wanted.
+__device__ __forceinline__ void write_best(const Sampled& sampled, int row_index, uint64_t best) {
+  if (best == kPoison) best = 0;
+  sampled.token[row_index] = best > 0 ? int(~uint32_t(best)) : 0;
+  sampled.status[row_index] = best == 0;
+  sampled.logprob[row_index] = 0;
 }
 
 // Forbids what the mask does not allow; the best of the row.
@@ -370,12 +375,8 @@ __device__ void sample_row(Context<Team>& context, const Slice& slice, const flo
   const bool first = context.team.rank() == 0 && threadIdx.x == 0;
 
   if (row.only_best()) {
-    const uint64_t best = best_of_slice(context, raw, slice.begin, slice.end, stride % 4 == 0);
-    if (first) {
-      sampled.token[row_index] = best > 0 ? int(~uint32_t(best)) : 0;
-      sampled.status[row_index] = best == 0;
-      sampled.logprob[row_index] = 0;
-    }
+    const uint64_t best = context.reduce(best_in_passing<kThreads>(raw, slice.begin, slice.end, stride % 4 == 0), Max());
+    if (first) write_best(sampled, row_index, best);
     return;
   }
   const uint64_t raw_best = load_slice(context, slice, raw);
