@@ -72,9 +72,15 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const Params p
 
   depend();
   int stage = 0, phase = 0;
+  Item item = {};
+  State<T, D, wide> state;
+  auto begin_item = [&](int index) {
+    if (index >= items) return;
+    item = find_item(p, starts, index);
+    state = State<T, D, wide>(p, item, lane);
+  };
+  begin_item(blockIdx.x);
   for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const Item item = find_item(p, starts, index);
-    State<T, D, wide> state(p, item, lane);
     for (int block = item.first; block < item.last; ++block) {
       // Every warp sees every block arrive, or it could take one turn of the ring's barriers for another.
       barrier_wait(&full[stage], phase);
@@ -87,7 +93,11 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const Params p
       if (++stage == S::kStages) stage = 0, phase ^= 1;
     }
 
-    merge_item<T, D, wide, kWarps>(p, item, state, merge, [] { named_barrier<1>(kThreads); });
+    // The next item's queries are on their way while this one is merged.
+    const Item done = item;
+    State<T, D, wide> ended = state;
+    begin_item(index + int(gridDim.x));
+    merge_item<T, D, wide, kWarps>(p, done, ended, merge, [] { named_barrier<1>(kThreads); });
     named_barrier<1>(kThreads);  // the merge buffer is free again
   }
 }

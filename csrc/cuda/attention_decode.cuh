@@ -94,6 +94,7 @@ struct State {
   uint32_t q[D / 16][4];
   float out[D / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
+  State() = default;
   __device__ __forceinline__ State(const Params& p, const Item& item, int lane) {
     const int group = p.heads / p.kv_heads;
     const T* from = static_cast<const T*>(p.q) + token_of(p, item) * p.q_stride + item.kv_head * group * D;
