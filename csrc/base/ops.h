@@ -149,7 +149,9 @@ class Ops {
   virtual ~Ops() = default;
 
   virtual DType activation_dtype() const = 0;  // of norms' outputs and linear inputs and outputs
-  virtual DType residual_dtype() const = 0;    // also of what is added to it
+  virtual DType residual_dtype() const = 0;
+  // Of what a step of so many tokens adds to the residual.
+  virtual DType delta_dtype(int /* tokens */) const { return residual_dtype(); }
   virtual DType qkv_dtype() const { return activation_dtype(); }
   // Tokens that had better pass through a layer together, before others do, since a cache holds no more of them.
   virtual int tokens_at_once() const { return std::numeric_limits<int>::max(); }

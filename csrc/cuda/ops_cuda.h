@@ -39,6 +39,10 @@ class CudaOps : public Ops {
 
   DType activation_dtype() const override { return dtype_; }
   DType residual_dtype() const override { return DType::f32; }
+  // Of many tokens, what is added takes as long to write and read as the residual does. f16 might overflow.
+  DType delta_dtype(int tokens) const override {
+    return tokens > 256 && dtype_ == DType::bf16 && !batch_invariant_ ? DType::bf16 : DType::f32;
+  }
   void* allocate(size_t bytes) override;
   std::unique_ptr<Weight> pack(const std::vector<WeightPiece>& pieces, WeightFormat format, bool gated) override;
   const float* upload(const float* values, int64_t count) override;

@@ -152,6 +152,8 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
   Tensor residual = first_rows(residual_, batch.tokens), normed = first_rows(normed_, batch.tokens),
          qkv = first_rows(qkv_, batch.tokens), attended = first_rows(attended_, batch.tokens),
          delta = first_rows(delta_, batch.tokens), hidden = first_rows(hidden_, batch.tokens);
+  // Ranks add their shares up as they are.
+  if (!config_.split()) delta.dtype = ops_->delta_dtype(batch.tokens);
 
   // Between two layers' attention, what happens to a token is its own affair, so tokens pass in parts that a cache holds.
   // Ranks of a split model, whose caches may differ, agree on one part.
@@ -187,6 +189,7 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
     int64_t rows = std::min<int64_t>(logits_.rows, batch.rows - first);
     Tensor row_residual = first_rows(row_residual_, rows), row_delta = first_rows(row_delta_, rows),
            row_normed = first_rows(row_normed_, rows), logits = first_rows(logits_, rows);
+    row_delta.dtype = delta.dtype;
     ops_->gather_rows(row_residual, residual, batch.sample_rows + first);
     ops_->gather_rows(row_delta, delta, batch.sample_rows + first);
     sum(row_delta);
