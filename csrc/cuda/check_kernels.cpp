@@ -5,6 +5,7 @@
 #include "cuda/check.h"
 #include "cuda/weights.h"
 #ifdef OARLOCK_CUDA_HOPPER
+#include "cuda/panel.h"
 #include "cuda/tile.h"
 #endif
 
@@ -25,16 +26,29 @@ std::unique_ptr<Weight> pack(CudaOps& ops, const std::vector<float>& values, int
   return ops.pack(pieces, WeightFormat::keep, gated);
 }
 
-// A product in tiles of any plan, not only of the one that is chosen; false where the device or the shape has none.
-bool tile_product_of_any_plan(CudaOps& ops, const Weight& w, Tensor out, Tensor x, After after, std::string& what) {
+// A product in tiles or panels of any plan, not only of the one that is chosen; false where the device or the shape has none.
+bool product_of_any_plan(CudaOps& ops, const Weight& w, Tensor out, Tensor x, After after, std::string& what) {
 #ifdef OARLOCK_CUDA_HOPPER
-  if (ops.device().kernels != &kHopperKernels || x.cols % 64 != 0 || x.rows <= kStreamMaxRows || x.rows > kTileMaxRows) {
-    return false;
+  const StreamWeight& weight = static_cast<const CudaWeight&>(w).stream;
+  if (ops.device().kernels != &kHopperKernels || x.cols % 64 != 0 || x.rows <= kStreamMaxRows) return false;
+  if (x.rows <= kTileMaxRows) {
+    TilePlan plan{16 * integer(5, 16), 1 << integer(0, 2)};
+    if (plan.splits > x.cols / 64 || (w.n + plan.tile_rows - 1) / plan.tile_rows > 24) plan.splits = 1;
+    tile_product(ops.stream(), ops.device(), weight, out, x, nullptr, after, plan);
+    what += " in tiles of " + std::to_string(plan.tile_rows) + " by " + std::to_string(plan.splits);
+    return true;
   }
-  TilePlan plan{16 * integer(5, 16), 1 << integer(0, 2)};
-  if (plan.splits > x.cols / 64 || (w.n + plan.tile_rows - 1) / plan.tile_rows > 24) plan.splits = 1;
-  tile_product(ops.stream(), ops.device(), static_cast<const CudaWeight&>(w).stream, out, x, nullptr, after, plan);
-  what += " in tiles of " + std::to_string(plan.tile_rows) + " by " + std::to_string(plan.splits);
+  if (!takes_panels(weight)) return false;
+  PanelPlan plan{after == After::gate ? kGatedWidths[integer(0, 5)] : kStoredWidths[integer(0, 2)], 1, 1};
+  const int split = 2 << integer(0, 1), panels = int((w.n + kSplitWidth - 1) / kSplitWidth * ((x.rows + 127) / 128));
+  if (after == After::store && integer(0, 1) == 1 && panels * split <= 100 && split <= x.cols / 64) {
+    plan = {kSplitWidth, split, 1};
+  } else if (x.rows > 128) {
+    plan.share_weight = integer(1, 2);
+  }
+  panel_product(ops.stream(), ops.device(), weight, out, x, nullptr, after, plan);
+  what += " in panels of " + std::to_string(plan.width) + ", " + std::to_string(plan.splits) + " splits, shared by " +
+          std::to_string(plan.share_weight);
   return true;
 #else
   return (void)ops, (void)w, (void)out, (void)x, (void)after, (void)what, false;
@@ -74,16 +88,16 @@ void check_linear(CudaOps& ops, Report& report) {
       ops.linear(logits, input, *plain, nullptr);
       ops.synchronize();
       report.close(to_host(logits), want, tolerance(DType::f32), what + " to float");
-      std::string tiles = what;
+      std::string planned = what;
       logits = poisoned(DType::f32, rows, n);
-      if (tile_product_of_any_plan(ops, *plain, logits, input, After::store, tiles)) {
+      if (product_of_any_plan(ops, *plain, logits, input, After::store, planned)) {
         ops.synchronize();
-        report.close(to_host(logits), want, tolerance(DType::f32), tiles);
+        report.close(to_host(logits), want, tolerance(DType::f32), planned);
       }
       if (gated) {
         Tensor out = poisoned(type, rows, n / 2);
-        tiles = what + " gated";
-        if (integer(0, 1) == 0 || !tile_product_of_any_plan(ops, *gated, out, input, After::gate, tiles)) {
+        planned = what + " gated";
+        if (integer(0, 1) == 0 || !product_of_any_plan(ops, *gated, out, input, After::gate, planned)) {
           ops.gated_linear(out, input, *gated);
         }
         ops.synchronize();
@@ -94,7 +108,7 @@ void check_linear(CudaOps& ops, Report& report) {
             product[size_t(r) * size_t(n / 2) + size_t(c)] = gate / (1 + std::exp(-gate)) * up;
           }
         }
-        report.close(to_host(out), product, 2 * tolerance(type), tiles);
+        report.close(to_host(out), product, 2 * tolerance(type), planned);
       }
       Tensor out = poisoned(type, rows, n);
       ops.linear(out, input, *plain, device_bias);

@@ -74,6 +74,9 @@ __device__ __forceinline__ void store8<float>(float* to, const float (&from)[8])
 
 __device__ __forceinline__ float silu(float x) { return x / (1.f + __expf(-x)); }
 
+// Good to three or four units of the last place, at a third of the instructions.
+__device__ __forceinline__ float quick_silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);

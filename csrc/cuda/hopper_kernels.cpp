@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/kernels.h"
+#include "cuda/panel.h"
 #include "cuda/sampler.h"
 #include "cuda/tile.h"
 
@@ -15,9 +16,13 @@ bool product(cudaStream_t stream, const Device& device, const StreamWeight& weig
     stream_products(stream_product, stream, device, weight, out, x, bias, after);
     return true;
   }
-  // Above 64 rows cuBLAS is as quick, but where a gate follows or rows are long.
-  if (x.rows > kTileMaxRows || (x.rows > 64 && after != After::gate && weight.k <= 2 * weight.n)) return false;
-  tile_product(stream, device, weight, out, x, bias, after, choose_tile_plan(device, weight, x.rows, after));
+  if (x.rows <= kTileMaxRows) {
+    tile_product(stream, device, weight, out, x, bias, after, choose_tile_plan(device, weight, after));
+    return true;
+  }
+  const PanelPlan plan = choose_panel_plan(device, weight, x.rows, after, bias != nullptr);
+  if (plan.width == 0) return false;
+  panel_product(stream, device, weight, out, x, bias, after, plan);
   return true;
 }
 

@@ -88,8 +88,21 @@ __device__ __forceinline__ void tensor_load(void* to, const CUtensorMap* map, in
 }
 
 // ---- clusters ----
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+  cluster_arrive();
+  cluster_wait();
+}
+
+// The same box for every block of the cluster whose bit is set in `blocks`, at the same place and on the same barrier of each.
+__device__ __forceinline__ void tensor_load_shared(void* to, const CUtensorMap* map, int column, int row, uint64_t* barrier,
+                                                   int blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {0, %2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(row), "r"(column), "r"(shared_address(barrier)), "h"(uint16_t(blocks))
+      : "memory");
 }
 
 // The same place in the shared memory of another block of the cluster.
@@ -97,6 +110,11 @@ __device__ __forceinline__ uint32_t peer_address(const void* pointer, int rank) 
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
   return address;
+}
+
+// Arrives at another block's barrier. No data goes with it: what was read here may be overwritten.
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(peer_address(barrier, rank)) : "memory");
 }
 
 __device__ __forceinline__ float4 load_from(const float4* pointer, int rank) {

@@ -1,4 +1,4 @@
-// Products for 33 to 128 rows. Here the rows of x, which every tile of the weight needs, are as many as the tile's own: reading
+// Products for 33 to 64 rows. Here the rows of x, which every tile of the weight needs, are as many as the tile's own: reading
 // them costs room in shared memory and bandwidth of L2. So a tile has up to 256 rows of the weight; where that leaves fewer
 // tiles than multiprocessors, the columns are split among the blocks of a cluster, which add their sums up through distributed
 // shared memory, in order.
@@ -65,13 +65,12 @@ struct Place {
   }
 };
 
-// A stage of x is asked for about two microseconds before it is needed.
-constexpr int row_stages(int rows) { return rows > 64 ? 4 : 6; }
+constexpr int kRowStages = 6;  // a stage of x is asked for about two microseconds before it is needed
 
 template <typename T, int N, int kGroups>
 __global__ void __launch_bounds__(kGroups * 128 + 64, 1)
     tile_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap rows, const TileParams p) {
-  constexpr int kThreads = kGroups * 128, kRowBytes = N * 128, kRowStages = row_stages(N);
+  constexpr int kThreads = kGroups * 128, kRowBytes = N * 128;
   extern __shared__ uint8_t shared[];
   __shared__ uint64_t weights_full[kMostStages], weights_empty[kMostStages], rows_full[kRowStages], rows_empty[kRowStages];
   uint8_t* row_ring = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(shared) + 1023) & ~uintptr_t(1023));
@@ -183,7 +182,7 @@ template <typename T, int N, int kGroups>
 void go(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor x, const TilePlan& plan, TileParams p) {
   static const bool allowed = (allow_shared(tile_kernel<T, N, kGroups>, device.shared_per_block - 1024), true);
   (void)allowed;
-  constexpr int row_bytes = row_stages(N) * N * 128;
+  constexpr int row_bytes = kRowStages * N * 128;
   // The last operand of the last stage reads on past it.
   const int stage_bytes = p.tile_rows * 128, past = kGroups * 64 * 128 - stage_bytes;
   p.stages = std::min(kMostStages, (kRingBytes - row_bytes - past) / stage_bytes);
@@ -202,20 +201,13 @@ void by_tile(cudaStream_t stream, const Device& device, const StreamWeight& weig
   go<T, N, 2>(stream, device, weight, x, plan, p);
 }
 
-template <typename T>
-void by_rows(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor x, const TilePlan& plan,
-             const TileParams& p) {
-  if (x.rows <= 64) return by_tile<T, 64>(stream, device, weight, x, plan, p);
-  by_tile<T, 128>(stream, device, weight, x, plan, p);
-}
-
 // Clusters of so many blocks that the device has room for at a time: some of its multiprocessors may be left over.
 int64_t clusters_at_once(const Device& device, int blocks) {
   if (blocks == 1) return device.multiprocessors;
   static std::map<std::pair<int, int>, int64_t> known;
   const auto found = known.find({device.index, blocks});
   if (found != known.end()) return found->second;
-  const auto kernel = tile_kernel<__nv_bfloat16, 128, 2>;
+  const auto kernel = tile_kernel<__nv_bfloat16, kTileMaxRows, 2>;
   allow_shared(kernel, device.shared_per_block - 1024);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(unsigned(device.multiprocessors / blocks * blocks));
@@ -234,22 +226,21 @@ int64_t clusters_at_once(const Device& device, int blocks) {
 
 }  // namespace
 
-TilePlan choose_tile_plan(const Device& device, const StreamWeight& weight, int64_t rows, After after) {
+TilePlan choose_tile_plan(const Device& device, const StreamWeight& weight, After after) {
   // Microseconds, as measured on an H200: the weight from memory, what a multiprocessor reads one after the other, and
   // beginning, adding up and ending.
   constexpr double kMemory = 4.4e6, kEach = 6.2e4;
   const int unit = after == After::gate ? 16 : 8;
-  const double x_rows = rows <= 64 ? 64 : 128;
   const double memory = double(weight.n) * double(weight.k) * 2 / kMemory;
   TilePlan best;
   double least = 0;
   for (int splits : {1, 2, 4}) {
-    const double fixed = splits == 1 ? 3.5 : splits == 2 ? 5 : x_rows > 64 ? 7 : 5.5;
+    const double fixed = splits == 1 ? 3.5 : splits == 2 ? 5 : 5.5;
     const int64_t boxes = (weight.k / kBoxColumns + splits - 1) / splits, slots = clusters_at_once(device, splits);
     for (int tile = 64 + unit; tile <= 256; tile += unit) {
       const int64_t tiles = (weight.n + tile - 1) / tile, turns = (tiles + slots - 1) / slots;
       if (splits > 1 && (turns > 1 || weight.k / kBoxColumns < splits)) continue;
-      const double each = double(turns * boxes) * (tile + x_rows) * 128 / kEach, cost = std::max(memory, each) + fixed;
+      const double each = double(turns * boxes) * (tile + kTileMaxRows) * 128 / kEach, cost = std::max(memory, each) + fixed;
       if (least == 0 || cost <= least) {
         least = cost;
         best = {tile, splits};
@@ -275,8 +266,8 @@ void tile_product(cudaStream_t stream, const Device& device, const StreamWeight&
   p.splits = plan.splits;
   p.float_out = out.dtype == DType::f32;
   p.gate = after == After::gate;
-  if (x.dtype == DType::bf16) return by_rows<__nv_bfloat16>(stream, device, weight, x, plan, p);
-  by_rows<__half>(stream, device, weight, x, plan, p);
+  if (x.dtype == DType::bf16) return by_tile<__nv_bfloat16, kTileMaxRows>(stream, device, weight, x, plan, p);
+  by_tile<__half, kTileMaxRows>(stream, device, weight, x, plan, p);
 }
 
 }  // namespace oarlock::cuda

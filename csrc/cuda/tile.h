@@ -1,4 +1,4 @@
-// The product for 33 to 128 rows: weights stream through as in stream.h, but tiles are high, so that x is read less often.
+// The product for 33 to 64 rows: weights stream through as in stream.h, but tiles are high, so that x is read less often.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +9,7 @@
 
 namespace oarlock::cuda {
 
-constexpr int kTileMaxRows = 128;
+constexpr int kTileMaxRows = 64;
 
 // How a product is cut.
 struct TilePlan {
@@ -17,8 +17,8 @@ struct TilePlan {
   int splits = 1;     // of the columns: 1, 2 or 4; more than 1 only where every block has one tile
 };
 
-// The plan that should be quickest for `rows` rows of x.
-TilePlan choose_tile_plan(const Device& device, const StreamWeight& weight, int64_t rows, After after);
+// The plan that should be quickest.
+TilePlan choose_tile_plan(const Device& device, const StreamWeight& weight, After after);
 
 void tile_product(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
                   const float* bias, After after, const TilePlan& plan);
