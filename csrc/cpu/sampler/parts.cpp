@@ -20,11 +20,21 @@ double factor_of(const RowSettings& row) { return double(kLog2E / row.temperatur
 
 Wanted wanted_of(const RowSettings& row, bool edited) {
   const int reported = std::clamp(row.top_logprobs, 0, kMaxTopLogprobs);
-  if (edited || (row.target < 0 && row.temperature >= kLeastTemperature && row.top_k > kMostShared)) return {true, false, 0};
-  if (row.target >= 0) return {false, false, reported};
-  if (row.temperature < kLeastTemperature) return {false, false, std::max(reported, 1)};
-  if (row.top_k > 0) return {false, false, std::max(reported, row.top_k)};
-  return {false, true, has_filters(row) ? kMostShared : reported};
+  Wanted wanted;
+  if (row.target >= 0) {
+    wanted.tokens = reported;
+  } else if (edited) {
+    wanted.logits = true;
+  } else if (row.temperature < kLeastTemperature) {
+    wanted.tokens = std::max(reported, 1);
+  } else if (row.top_k > 0) {
+    wanted.logits = row.top_k > kMostShared;
+    wanted.tokens = std::max(reported, row.top_k);
+  } else {
+    wanted.open = true;
+    wanted.tokens = has_filters(row) ? kMostShared : reported;
+  }
+  return wanted;
 }
 
 void make_share(const SamplerScans& scans, const float* logits, int64_t count, int64_t first, const RowSettings& row,
