@@ -17,6 +17,14 @@ def formed(server: Server, namespace: str, *pods: str) -> None:
         server.serve(namespace, pod, f"10.1.0.{number + 1}")
 
 
+def roster(server: Server, namespace: str, pod: str) -> str | None:
+    """What the pod was told about its group's addresses."""
+    found = server.get("Pod", namespace, pod)
+    assert found is not None
+    told: str | None = found["metadata"].get("annotations", {}).get(names.POD_IPS)
+    return told
+
+
 def ready(server: Server, namespace: str) -> bool:
     return server.condition(namespace, "Ready").get("status") == "True"
 
@@ -26,9 +34,9 @@ def test_from_apply_to_deletion(server: Server, namespace: str, operators: Opera
     server.create(namespace, parallelism={"nodes": 2}, drain={"timeoutSeconds": 1, "endpointSeconds": 1})
     formed(server, namespace, "llm-0-e1-0", "llm-0-e1-1")
     server.until(lambda: ready(server, namespace))
-    pod = server.get("Pod", namespace, "llm-0-e1-1")
-    assert pod is not None
-    assert pod["metadata"]["annotations"][names.POD_IPS] == "10.1.0.1,10.1.0.2"
+    for name in ("llm-0-e1-0", "llm-0-e1-1"):
+        server.until(lambda name=name: roster(server, namespace, name))
+        assert roster(server, namespace, name) == "10.1.0.1,10.1.0.2"
     found = server.get(names.KIND, namespace, "llm")
     assert found is not None and found["status"]["observedGeneration"] == 1
     assert found["status"]["groups"][0]["members"][1]["ip"] == "10.1.0.2"
