@@ -2,8 +2,9 @@
 
 A round that fails is tried again after a pause that doubles. Rounds of one deployment never overlap, and deployments
 take turns (`turns`). A round is short: it writes one thing after another, begins nothing more after `BREAK_SECONDS`,
-and whatever is left is decided afresh by the next one. So nothing is written long after it was decided, and many writes
-never meet in the API server at once. (Side by side they share its cores: none is done sooner, and the last one late.)
+and whatever is left is decided afresh by the next one. So nothing is written long after it was decided, others get
+their turn in between, and writes don't meet in the API server. (Side by side they share its cores: none is done sooner,
+and the last one late.)
 """
 
 import asyncio
@@ -44,7 +45,8 @@ class Reconciler:
         self._woken: dict[Key, asyncio.Event] = {}
         self._since: dict[Key, float] = {}
         self._turns = Turns()
-        self._begun: set[Key] = set()  # deployments whose last round left something undone
+        self._known: set[Key] = set()  # deployments that had a round
+        self._unfinished: set[Key] = set()  # those whose last round left something undone
 
     def wake(self, key: Key) -> None:
         """Something about this deployment may have changed."""
@@ -84,15 +86,19 @@ class Reconciler:
             if decision.downloading:
                 await self._cluster.sample_progress(key, decision.downloading)
             after = RESYNC_SECONDS if decision.wake_after is None else max(decision.wake_after, 0.05)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(woken.wait(), min(after, RESYNC_SECONDS))
+            if not woken.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), min(after, RESYNC_SECONDS))
         del self._tasks[key], self._woken[key]
+        self._known.discard(key)
+        self._unfinished.discard(key)
         self._metrics.deployments.set(len(self._tasks))
 
     async def _turn(self, key: Key) -> Decision | None:
         """Waits for its turn and goes one round; None when the deployment is gone."""
         queued = self._since.setdefault(key, time.monotonic())
-        async with self._turns.one(begun=key in self._begun):
+        async with self._turns.one(known=key in self._known):
+            self._known.add(key)
             self._since.pop(key, None)
             self._woken[key].clear()
             self._metrics.queueing.observe(time.monotonic() - queued)
@@ -108,10 +114,9 @@ class Reconciler:
             await self._cluster.report_unreadable(key, str(error))
             return Decision(ModelDeploymentStatus())
         if snapshot is None:
-            self._begun.discard(key)
             return None
         deployment = snapshot.deployment
-        decision = decide(replace(snapshot, unfinished=key in self._begun), self._settings)
+        decision = decide(replace(snapshot, unfinished=key in self._unfinished), self._settings)
         try:
             # First the status, then what it announces: see api/status.py.
             progress = decision.status != deployment.status
@@ -121,9 +126,9 @@ class Reconciler:
             for event in decision.events:
                 log.info("%s/%s: %s: %s", *key, event.reason, event.message)
                 self._cluster.report(deployment, event)
-            self._begun.add(key)
+            self._unfinished.add(key)
             if await self._carry_out(deployment, decision.actions, begin + BREAK_SECONDS, progress):
-                self._begun.discard(key)
+                self._unfinished.discard(key)
             else:
                 self.wake(key)
         except Conflict:

@@ -1,9 +1,9 @@
 """Whose round is next, and how many go on at once: one, so that each is short while many ask.
 
 Rounds of one deployment never overlap anyway; those of several would share the same API server, be done no sooner and
-each take longer. A round that was broken off is continued before others are begun: that way the first of many is done
-early, not all of them late. A round that takes longer than `SLOW_SECONDS` waits for something (a webhook, a dead node)
-and no longer keeps others waiting.
+each take longer. Deployments that had a round before come before new ones: a burst of new ones doesn't hold up a group
+that lost a member, and the first of many is ready early. `_NEW_EVERY`th turns are for new ones all the same. A round
+that takes longer than `SLOW_SECONDS` waits for something (a webhook, a dead node) and no longer keeps others waiting.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 SLOW_SECONDS = 1.0
+_NEW_EVERY = 5
 
 
 class Turns:
@@ -19,14 +20,15 @@ class Turns:
 
     def __init__(self) -> None:
         self._free = True
-        self._begun: deque[asyncio.Future[None]] = deque()
+        self._known: deque[asyncio.Future[None]] = deque()
         self._new: deque[asyncio.Future[None]] = deque()
+        self._since_new = 0
 
     @contextlib.asynccontextmanager
-    async def one(self, begun: bool) -> AsyncIterator[None]:
-        """A turn, for a round that goes on with what another has begun or for a new one."""
-        await self._take(self._begun if begun else self._new)
-        mine = True
+    async def one(self, known: bool) -> AsyncIterator[None]:
+        """A turn, for a deployment that had one before (`known`) or for a new one."""
+        await self._take(self._known if known else self._new)
+        loop, mine = asyncio.get_running_loop(), True
 
         def give_back() -> None:
             nonlocal mine
@@ -34,12 +36,12 @@ class Turns:
                 mine = False
                 self._next()
 
-        timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, give_back)
+        timer = loop.call_later(SLOW_SECONDS, give_back)
         try:
             yield
         finally:
             timer.cancel()
-            give_back()
+            loop.call_soon(give_back)  # who wants to go on at once is in the queue by then
 
     async def _take(self, queue: deque[asyncio.Future[None]]) -> None:
         if self._free:
@@ -55,10 +57,14 @@ class Turns:
             raise
 
     def _next(self) -> None:
-        for queue in (self._begun, self._new):
+        self._since_new += 1
+        queues = (self._known, self._new) if self._since_new < _NEW_EVERY else (self._new, self._known)
+        for queue in queues:
             while queue:
                 place = queue.popleft()
                 if not place.done():
                     place.set_result(None)
+                    if queue is self._new:
+                        self._since_new = 0
                     return
         self._free = True

@@ -88,6 +88,7 @@ def test_a_restarted_operator_changes_nothing(server: Server, namespace: str, op
     formed(server, namespace, "llm-0-e1-0", "llm-1-e2-0")
     server.until(lambda: ready(server, namespace))
     server.until(lambda: server.condition(namespace, "Progressing")["reason"] == "Complete")
+    server.until(lambda: all(roster(server, namespace, pod) for pod in ("llm-0-e1-0", "llm-1-e2-0")))
     before = {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in server.objects("Pod", namespace)}
     status = server.get(names.KIND, namespace, "llm")
     first.kill()

@@ -8,23 +8,56 @@ from oarlock_operator.controller import turns
 from oarlock_operator.controller.turns import Turns
 
 
-def test_what_was_begun_comes_before_what_is_new() -> None:
+def order_of(asked: list[tuple[str, bool]]) -> list[str]:
+    """The order in which those who ask get their turn; each has it alone."""
     order: list[str] = []
 
     async def story() -> None:
         found = Turns()
 
-        async def take(name: str, begun: bool) -> None:
-            async with found.one(begun):
+        async def take(name: str, known: bool) -> None:
+            async with found.one(known):
                 order.append(name)
                 await asyncio.sleep(0)
-                order.append(name)
+                assert order[-1] == name
 
-        names = [("a", False), ("b", False), ("c", True), ("d", False), ("e", True)]
-        await asyncio.gather(*(take(name, begun) for name, begun in names))
+        await asyncio.gather(*(take(name, known) for name, known in asked))
 
     asyncio.run(story())
-    assert order == [name for name in "acebd" for _ in range(2)]
+    return order
+
+
+def test_the_known_come_before_the_new() -> None:
+    asked = [("a", False), ("b", False), ("c", True), ("d", False), ("e", True)]
+    assert order_of(asked) == ["a", "c", "e", "b", "d"]
+
+
+def test_the_new_have_a_share_all_the_same() -> None:
+    asked = [("a", True), ("n1", False), ("n2", False), *((str(number), True) for number in range(10))]
+    found = order_of(asked)
+    assert found.index("n1") == turns._NEW_EVERY and found.index("n2") == 2 * turns._NEW_EVERY
+
+
+def test_who_goes_on_at_once_is_in_time() -> None:
+    order = []
+
+    async def story() -> None:
+        found = Turns()
+
+        async def again() -> None:
+            for name in ("first", "again"):
+                async with found.one(True):
+                    order.append(name)
+                    await asyncio.sleep(0)
+
+        async def once() -> None:
+            async with found.one(False):
+                order.append("new")
+
+        await asyncio.gather(again(), once())
+
+    asyncio.run(story())
+    assert order == ["first", "again", "new"]
 
 
 def test_a_slow_round_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
