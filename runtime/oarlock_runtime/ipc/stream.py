@@ -37,6 +37,7 @@ class TokenStream:
         self.prompt_top = prompt_top
         self.pending = Chunk()  # EngineClient appends to it, then calls wake()
         self._abort = abort
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._fresh = self._ended = False
 
@@ -45,7 +46,7 @@ class TokenStream:
         while not self._fresh:
             if self._ended:
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
         chunk, self.pending = self.pending, Chunk()
         self._fresh = False

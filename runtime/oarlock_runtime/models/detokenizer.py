@@ -5,7 +5,7 @@ holds back a character until all of its bytes have come.
 """
 
 import codecs
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 
 def _byte_characters() -> dict[str, int]:
@@ -51,7 +51,9 @@ class ByteTable:
             found = self._known[token_id] = self._spell(token_id)
         return found
 
-    def join(self, ids: Iterable[int]) -> bytes:
+    def join(self, ids: Sequence[int]) -> bytes:
+        if len(ids) == 1:
+            return self[ids[0]]
         return b"".join([self[token_id] for token_id in ids])
 
 
@@ -64,18 +66,21 @@ class StreamDecoder:
 
     def __init__(self, table: ByteTable, strip_first_space: bool = False) -> None:
         self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""  # the beginning of a character
         self._strip = strip_first_space
 
-    def push(self, ids: Iterable[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         """The text that `ids` complete; may be empty."""
-        return self._stripped(self._decoder.decode(self._table.join(ids)))
+        data = self._held + self._table.join(ids)
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[used:]
+        return self._stripped(text) if self._strip else text
 
     def flush(self) -> str:
         """The end of the text: what was held back, as U+FFFD. The decoder may be used for a new sequence after."""
-        text = self._stripped(self._decoder.decode(b"", True))
-        self._decoder.reset()
-        return text
+        text, _ = codecs.utf_8_decode(self._held, "replace", True)
+        self._held = b""
+        return self._stripped(text)
 
     def _stripped(self, text: str) -> str:
         if self._strip and text:

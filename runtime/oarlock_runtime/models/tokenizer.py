@@ -47,7 +47,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = True, start: bool = False) -> str:
         """Text of ids. start=True: they begin a text, so a space that `encode` put there is taken away again."""
         decoder = self.stream(skip_special, start)
-        return decoder.push(ids) + decoder.flush()
+        return decoder.push(tuple(ids)) + decoder.flush()
 
     def stream(self, skip_special: bool = True, start: bool = False) -> StreamDecoder:
         """A decoder for the ids of one sequence as they come; see `decode`."""

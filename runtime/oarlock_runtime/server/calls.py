@@ -92,7 +92,8 @@ class Call:
         """(choice, chunk) of all that has come, at least one. Raises the error that the call was failed with."""
         if len(self._streams) == 1:
             chunk = await self._streams[0].next()
-            self._check()
+            if self._error is not None:
+                self._check()
             return [] if chunk is None else [(0, chunk)]
         while not self._chunks and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()

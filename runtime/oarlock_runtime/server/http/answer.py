@@ -27,11 +27,8 @@ class Answer:
         self._cached: dict[int, int] = {}  # prompt tokens found in the prefix cache, by choice
         self._opened = [False] * len(self._choices)
         self._left = len(self._choices)
+        self.complete = False
         self.queue_seconds = 0.0  # of the choice that waited longest
-
-    @property
-    def complete(self) -> bool:
-        return self._left == 0
 
     @property
     def tokens(self) -> int:
@@ -74,10 +71,13 @@ class Answer:
             self._scores[index] += self._placed(index, choice)
         if replies is None:
             self._texts[index].append(text)
-        else:
+        elif scored or choice.reason is not None:
             self._emit(replies, index, text, choice.reason, out)
+        elif text:
+            out.append(replies.text(index, text))
         if choice.reason is not None:
             self._left -= 1
+            self.complete = self._left == 0
         return choice.cut
 
     def _emit(self, replies: Replies, index: int, text: str, reason: str | None, out: list[bytes]) -> None:

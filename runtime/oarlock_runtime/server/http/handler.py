@@ -133,18 +133,13 @@ class _Exchange:
         await client_left(self._receive)
         call.fail(ClientGoneError())
 
-    async def _take(self, call: Call, answer: Answer) -> list[bytes]:
-        """What has come from the engine, as events of a stream (none when the answer is collected)."""
-        out: list[bytes] = []
-        for index, chunk in await call.take():
-            if answer.push(index, chunk, out):
-                call.end(index)
-        return out
-
     async def _stream(self, call: Call, answer: Answer, replies: Replies) -> None:
         first = 0.0
         while not answer.complete:
-            out = await self._take(call, answer)
+            out: list[bytes] = []
+            for index, chunk in await call.take():
+                if answer.push(index, chunk, out):
+                    call.end(index)
             if answer.complete:
                 if replies.with_usage:
                     out.append(replies.usage(answer.usage()))
@@ -157,13 +152,16 @@ class _Exchange:
                 self._service.metrics.first_token(first - self.arrived)
                 self._streaming = True
                 await self._send({"type": "http.response.start", "status": 200, "headers": EVENTS})
-            await self._send({"type": "http.response.body", "body": b"".join(out), "more_body": not answer.complete})
+            body = out[0] if len(out) == 1 else b"".join(out)
+            await self._send({"type": "http.response.body", "body": body, "more_body": not answer.complete})
             call.sending_since = 0.0
         self._service.metrics.token_time(first, time.monotonic(), answer.longest)
 
     async def _whole(self, call: Call, answer: Answer, replies: Replies) -> None:
         while not answer.complete:
-            await self._take(call, answer)
+            for index, chunk in await call.take():
+                if answer.push(index, chunk, []):
+                    call.end(index)
         call.sending_since = time.monotonic()
         await send_json(self._send, 200, replies.whole(answer.whole(), answer.usage()))
 

@@ -44,7 +44,7 @@ def usage_object(prompt: int, completion: int, cached: int) -> dict[str, Any]:
 class Replies:
     """The answers to one call. `chat` chooses between the two shapes; `with_usage` is stream_options.include_usage."""
 
-    __slots__ = ("_frames", "_tail", "chat", "head", "with_usage")
+    __slots__ = ("_frames", "_plain", "_tail", "chat", "head", "with_usage")
 
     def __init__(self, *, chat: bool, stream: bool, model: str, fingerprint: str, with_usage: bool = False) -> None:
         self.chat = chat
@@ -59,19 +59,21 @@ class Replies:
         }
         self._tail = b"]" + (b',"usage":null' if with_usage else b"") + b"}\n\n"
         self._frames: dict[int, bytes] = {}
+        self._plain = self._scored(b"null")  # what follows a piece of text
 
     def _frame(self, index: int) -> bytes:
-        frame = self._frames.get(index)
-        if frame is None:
-            choice = b'{"index":%d,' % index + (b'"delta":{"content":' if self.chat else b'"text":')
-            frame = self._frames[index] = b"data: " + _encode(self.head)[:-1] + b',"choices":[' + choice
+        choice = b'{"index":%d,' % index + (b'"delta":{"content":' if self.chat else b'"text":')
+        frame = self._frames[index] = b"data: " + _encode(self.head)[:-1] + b',"choices":[' + choice
         return frame
 
     def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
         """A chunk with a piece of text."""
-        shown = b"null" if logprobs is None else _encode(logprobs)
+        frame = self._frames.get(index) or self._frame(index)
+        return frame + _encode(text) + (self._plain if logprobs is None else self._scored(_encode(logprobs)))
+
+    def _scored(self, logprobs: bytes) -> bytes:
         close = b'},"logprobs":' if self.chat else b',"logprobs":'
-        return b"".join((self._frame(index), _encode(text), close, shown, b',"finish_reason":null}', self._tail))
+        return close + logprobs + b',"finish_reason":null}' + self._tail
 
     def role(self, index: int) -> bytes:
         """The chunk that opens each choice of a chat."""

@@ -58,9 +58,13 @@ def test_running_requests_finish_after_sigterm_and_new_ones_are_refused(tiny_mod
         with stream_of(client) as stream:
             for number in range(8):
                 stream.send({**LONG, "req_id": number})
-            stream.next()
+            running = set()
+            while len(running) < 8:
+                document, final, _ = stream.next()
+                assert isinstance(document, list) and not final
+                running.add(document[0]["req_id"])
             engine = server.children()["engine_process"]
-            os.kill(engine, signal.SIGSTOP)
+            os.kill(engine, signal.SIGSTOP)  # so that they are still running when the server is told to end
             server.signal(signal.SIGTERM)
             until(lambda: not client.is_server_ready())
             with grpc.insecure_channel(server.grpc_address) as channel:
