@@ -185,9 +185,10 @@ void bench(Decoder& decoder, TimedOps& ops, const Step& step, double rate) {
   for (int32_t position : step.positions) pairs += position + 1;
   double flop[kParts] = {};
   flop[kQkv] = 2 * rows * hidden * c.qkv_width() * c.layers;
-  flop[kOut] = 2 * rows * queries * hidden * c.layers;
-  flop[kGateUp] = 4 * rows * hidden * c.ffn * c.layers;
-  flop[kDown] = 2 * rows * hidden * c.ffn * c.layers;
+  const double passes = rows * (c.layers - 1) + outs;  // the last layer ends with the rows that are sampled
+  flop[kOut] = 2 * passes * queries * hidden;
+  flop[kGateUp] = 4 * passes * hidden * c.ffn;
+  flop[kDown] = 2 * passes * hidden * c.ffn;
   flop[kHead] = 2 * outs * hidden * c.vocab;
   flop[kAttention] = 4 * pairs * queries * c.layers;
   double sum = 0;

@@ -109,16 +109,16 @@ void Decoder::finish(int64_t blocks) {
   }
   blocks_ = blocks;
   DType act = ops_->activation_dtype(), res = ops_->residual_dtype();
-  int64_t tokens = limits_.max_tokens, rows = limits_.logit_rows();
+  const int64_t tokens = limits_.max_tokens, rows = limits_.logit_rows(), queries = int64_t(config_.heads) * config_.head_dim;
+  const int64_t at_once = std::max(rows, std::min<int64_t>(tokens, tokens_at_once()));
   residual_ = workspace(res, tokens, config_.hidden);
-  normed_ = workspace(act, tokens, config_.hidden);
+  normed_ = workspace(act, at_once, config_.hidden);
   qkv_ = workspace(ops_->qkv_dtype(), tokens, config_.qkv_width());
-  attended_ = workspace(act, tokens, int64_t(config_.heads) * config_.head_dim);
-  delta_ = workspace(res, tokens, config_.hidden);
-  hidden_ = workspace(act, tokens, config_.ffn);
+  attended_ = workspace(act, tokens, queries);
+  delta_ = workspace(res, at_once, config_.hidden);
+  hidden_ = workspace(act, at_once, config_.ffn);
   row_residual_ = workspace(res, rows, config_.hidden);
-  row_delta_ = workspace(res, rows, config_.hidden);
-  row_normed_ = workspace(act, rows, config_.hidden);
+  row_attended_ = workspace(act, rows, queries);
   logits_ = workspace(DType::f32, rows, config_.own_vocab());
   for (size_t i = 0; i < layers_.size(); ++i) {
     ops_->in_turn(*layers_[i].o, *layers_[i].gate_up);
@@ -132,6 +132,16 @@ int64_t Decoder::step_weight_bytes() const { return weight_bytes_ - (lm_head_ ? 
 
 int64_t Decoder::bytes_per_block() const {
   return config_.layers * ops_->kv_bytes_per_block(config_.kv_heads, config_.head_dim);
+}
+
+// Ranks of a split model, whose caches may differ, agree on one part.
+int64_t Decoder::tokens_at_once() const { return config_.split() ? limits_.max_tokens : ops_->tokens_at_once(); }
+
+// Ranks add their shares up as they are.
+Tensor Decoder::delta_of(int64_t rows, int64_t tokens) const {
+  Tensor delta = first_rows(delta_, rows);
+  if (!config_.split()) delta.dtype = ops_->delta_dtype(int(tokens));
+  return delta;
 }
 
 void Decoder::sum(Tensor x) {
@@ -149,49 +159,43 @@ void Decoder::feed_forward(const Layer& layer, Tensor residual, Tensor delta, Te
 void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sampled& sampled) {
   const AttentionShape shape = config_.attention();
   const float epsilon = config_.norm_epsilon;
-  Tensor residual = first_rows(residual_, batch.tokens), normed = first_rows(normed_, batch.tokens),
-         qkv = first_rows(qkv_, batch.tokens), attended = first_rows(attended_, batch.tokens),
-         delta = first_rows(delta_, batch.tokens), hidden = first_rows(hidden_, batch.tokens);
-  // Ranks add their shares up as they are.
-  if (!config_.split()) delta.dtype = ops_->delta_dtype(batch.tokens);
+  Tensor residual = first_rows(residual_, batch.tokens), qkv = first_rows(qkv_, batch.tokens),
+         attended = first_rows(attended_, batch.tokens);
 
   // Between two layers' attention, what happens to a token is its own affair, so tokens pass in parts that a cache holds.
-  // Ranks of a split model, whose caches may differ, agree on one part.
-  const int64_t at_once = config_.split() ? limits_.max_tokens : ops_->tokens_at_once();
+  const int64_t at_once = tokens_at_once();
   const int parts = int((batch.tokens + at_once - 1) / at_once);
   const int part = parts > 1 ? ((batch.tokens + parts - 1) / parts + 31) / 32 * 32 : batch.tokens;
   ops_->embed(residual, *embed_, batch.token_ids);
   sum(residual);
-  for (size_t i = 0; i <= layers_.size(); ++i) {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
     for (int first = 0; first < batch.tokens; first += part) {
       const int count = std::min(part, batch.tokens - first);
-      const bool last = i == layers_.size();  // what is then still to be added is wanted for all tokens
-      Tensor part_residual = rows_of(residual, first, count), part_delta = rows_of(delta, last ? first : 0, count),
-             part_normed = first_rows(normed, count);
+      Tensor part_residual = rows_of(residual, first, count), part_delta = delta_of(count, batch.tokens),
+             part_normed = first_rows(normed_, count);
       if (i > 0) {
         feed_forward(layers_[i - 1], part_residual, part_delta, part_normed, rows_of(attended, first, count),
-                     first_rows(hidden, count));
+                     first_rows(hidden_, count));
+        sum(part_delta);
       }
-      if (last) continue;
-      if (i > 0) sum(part_delta);
-      const Layer& layer = layers_[i];
       Tensor part_qkv = rows_of(qkv, first, count);
       ops_->add_norm(part_normed, part_residual, i > 0 ? &part_delta : nullptr, layer.attn_norm, epsilon);
       ops_->linear(part_qkv, part_normed, *layer.qkv, layer.qkv_bias);
       ops_->rope_and_cache(part_qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache,
                            tokens_of(batch, first, count));
     }
-    if (i < layers_.size()) ops_->attention(attended, qkv, shape, layers_[i].cache, batch);
+    ops_->attention(attended, qkv, shape, layer.cache, batch);
   }
 
-  // Only the rows that are sampled go through the head, a bounded number at a time.
+  // Only the rows that are sampled go on through the last layer's feed-forward and the head, a bounded number at a time.
   for (int first = 0; first < batch.rows; first += int(logits_.rows)) {
-    int64_t rows = std::min<int64_t>(logits_.rows, batch.rows - first);
-    Tensor row_residual = first_rows(row_residual_, rows), row_delta = first_rows(row_delta_, rows),
-           row_normed = first_rows(row_normed_, rows), logits = first_rows(logits_, rows);
-    row_delta.dtype = delta.dtype;
+    const int64_t rows = std::min<int64_t>(logits_.rows, batch.rows - first);
+    Tensor row_residual = first_rows(row_residual_, rows), row_attended = first_rows(row_attended_, rows),
+           row_delta = delta_of(rows, rows), row_normed = first_rows(normed_, rows), logits = first_rows(logits_, rows);
     ops_->gather_rows(row_residual, residual, batch.sample_rows + first);
-    ops_->gather_rows(row_delta, delta, batch.sample_rows + first);
+    ops_->gather_rows(row_attended, attended, batch.sample_rows + first);
+    feed_forward(layers_.back(), row_residual, row_delta, row_normed, row_attended, first_rows(hidden_, rows));
     sum(row_delta);
     ops_->add_norm(row_normed, row_residual, &row_delta, final_norm_, epsilon);
     ops_->linear(logits, row_normed, head(), nullptr);

@@ -50,6 +50,9 @@ class Decoder {
   // Each rank of a split model holds some rows of a matrix that begins a block and some columns of the one that ends it, so
   // that what a block adds is a sum over ranks.
   void sum(Tensor x);
+  int64_t tokens_at_once() const;
+  // Room for what `rows` rows add to the residual, in the type that so many tokens of a step have.
+  Tensor delta_of(int64_t rows, int64_t tokens) const;
   // From a layer's attention to its end; what is then still to be added to the residual is left in delta.
   void feed_forward(const Layer& layer, Tensor residual, Tensor delta, Tensor normed, Tensor attended, Tensor hidden);
   Tensor workspace(DType dtype, int64_t rows, int64_t cols);
@@ -64,9 +67,10 @@ class Decoder {
   std::vector<Layer> layers_;
   int64_t weight_bytes_ = 0, blocks_ = 0;
 
-  // Workspace, by rows of max_tokens; the last four by rows of logit_rows.
-  Tensor residual_, normed_, qkv_, attended_, delta_, hidden_;
-  Tensor row_residual_, row_delta_, row_normed_, logits_;
+  // Workspace, by rows: of max_tokens, of what passes at once, and of logit_rows.
+  Tensor residual_, qkv_, attended_;
+  Tensor normed_, delta_, hidden_;
+  Tensor row_residual_, row_attended_, logits_;
 };
 
 }  // namespace oarlock

@@ -103,7 +103,7 @@ class CudaExecutor : public Executor {
     const ModelConfig& c = decoder_->config();
     const Limits& limits = decoder_->limits();
     const int64_t token = int64_t(c.hidden) * 10 + int64_t(c.qkv_width()) * 4 + int64_t(c.heads) * c.head_dim * 2 + c.ffn * 2;
-    const int64_t row = int64_t(c.hidden) * 10 + int64_t(c.vocab) * 4;
+    const int64_t row = int64_t(c.hidden) * 4 + int64_t(c.heads) * c.head_dim * 2 + int64_t(c.vocab) * 4;
     const int64_t workspace = limits.max_tokens * token + limits.logit_rows() * row + kReserve;
     return std::max<int64_t>(0, int64_t(ops_.free_memory()) - workspace);
   }
