@@ -79,13 +79,15 @@ struct Step {
     tile.rows = piece.rows;
     tile.head_dim = shape.head_dim;
     tile.scale_log2 = shape.scale * 1.44269504088896341f;
+    int64_t token = batch.query_starts[piece.sequence] + piece.row / group;
+    int head = piece.row % group;  // of those that share the kv head
     for (int r = 0; r < piece.rows; ++r) {
-      int64_t token = batch.query_starts[piece.sequence] + (piece.row + r) / group;
-      int64_t column = int64_t(piece.kv_head * group + (piece.row + r) % group) * shape.head_dim;
+      const int64_t column = int64_t(piece.kv_head * group + head) * shape.head_dim;
       tile.query[r] = qkv.as<char>() + (token * qkv.stride + column) * element;
       tile.out[r] = out.as<char>() + (token * out.stride + column) * element;
       tile.high[r] = batch.positions[token] + 1;
       tile.low[r] = shape.window > 0 ? std::max(0, tile.high[r] - shape.window) : 0;
+      if (++head == group) head = 0, ++token;
     }
     return tile;
   }

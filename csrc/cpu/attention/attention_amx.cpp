@@ -34,7 +34,7 @@ struct GroupRows {
 };
 
 struct TileProduct {
-  using V = Avx512;
+  using V = Avx512Bf16;
   using Cache = bf16;
   using Query = bf16;
   using Probability = bf16;

@@ -8,7 +8,7 @@ namespace oarlock::cpu::avx512_bf16 {
 namespace {
 
 struct PairProduct {
-  using V = Avx512;
+  using V = Avx512Bf16;
   using Cache = bf16;
   using Query = bf16;
   using Probability = bf16;

@@ -27,7 +27,9 @@ void Norm::add_norm(Tensor out, Tensor residual, const Tensor* delta, const floa
   require(residual.cols % 16 == 0, "add_norm: columns must be a multiple of 16, not ", residual.cols);
   require_float(out, "out");
   if (delta != nullptr) require_float(*delta, "delta");
-  NormKernel kernel = isa_ >= Isa::avx512 ? avx512::add_norm_row : avx2::add_norm_row;
+  NormKernel kernel = isa_ >= Isa::avx512_bf16 ? avx512_bf16::add_norm_row
+                      : isa_ >= Isa::avx512    ? avx512::add_norm_row
+                                               : avx2::add_norm_row;
   int64_t rows_an_item = std::max<int64_t>(1, kElementsAnItem / std::max<int64_t>(1, residual.cols));
   int64_t items = (residual.rows + rows_an_item - 1) / rows_an_item;
   pool_.for_each_near(items, [&](int64_t item, int) {

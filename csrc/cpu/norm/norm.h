@@ -43,5 +43,8 @@ void add_norm_row(const NormRow& row);
 namespace avx512 {
 void add_norm_row(const NormRow& row);
 }
+namespace avx512_bf16 {
+void add_norm_row(const NormRow& row);
+}
 
 }  // namespace oarlock::cpu

@@ -9,7 +9,7 @@
 namespace oarlock::cpu {
 namespace {
 
-constexpr Isa kIsas[] = {Isa::avx2, Isa::avx512};
+constexpr Isa kIsas[] = {Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 void reference_rope(Fixture& fixture, Fixture::Step& step) {
   const int64_t element = size_of(fixture.dtype);
@@ -104,7 +104,9 @@ int main(int argc, char** argv) {
   using namespace oarlock;
   const int shapes = argc > 1 ? std::atoi(argv[1]) : 24;
   std::mt19937 random(argc > 2 ? uint32_t(std::atoi(argv[2])) : 1u);
-  if (machine_isa() < Isa::avx512) std::printf("rope: avx512 is not checked: this machine goes up to avx2\n");
+  for (Isa isa : cpu::kIsas)
+    if (isa > machine_isa())
+      std::printf("rope: %s is not checked: this machine goes up to %s\n", name_of(isa), name_of(machine_isa()));
   int failed = 0;
   for (int number = 0; number < shapes; ++number) failed += cpu::check_shape(number, random) ? 0 : 1;
   std::printf("rope: %d of %d shapes agree\n", shapes - failed, shapes);

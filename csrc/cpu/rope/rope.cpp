@@ -37,8 +37,10 @@ void Rope::rope_and_cache(Tensor qkv, DType cache_dtype, const AttentionShape& s
   require(cache_dtype == DType::bf16 || cache_dtype == DType::f32, "rope: the cache must be bf16 or float32");
   require(shape.head_dim % 16 == 0 && shape.head_dim <= kMaxHeadDim, "rope: head_dim must be a multiple of 16 up to 256, not ",
           shape.head_dim);
-  const bool wide = isa_ >= Isa::avx512 && shape.head_dim % 32 == 0;
-  const RopeKernel kernel = wide ? avx512::rope_token : avx2::rope_token;
+  const Isa isa = shape.head_dim % 32 == 0 ? isa_ : Isa::avx2;
+  const RopeKernel kernel = isa >= Isa::avx512_bf16 ? avx512_bf16::rope_token
+                            : isa >= Isa::avx512    ? avx512::rope_token
+                                                    : avx2::rope_token;
   const int64_t element = size_of(cache_dtype);
   pool_.for_each_near((batch.tokens + kTokensAnItem - 1) / kTokensAnItem, [&](int64_t item, int) {
     int end = item_start(batch, int(item + 1) * kTokensAnItem);

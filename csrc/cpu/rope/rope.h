@@ -56,5 +56,8 @@ void rope_token(const RopeToken& token);
 namespace avx512 {
 void rope_token(const RopeToken& token);  // head_dim a multiple of 32
 }
+namespace avx512_bf16 {
+void rope_token(const RopeToken& token);  // head_dim a multiple of 32
+}
 
 }  // namespace oarlock::cpu

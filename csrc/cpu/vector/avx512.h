@@ -97,4 +97,21 @@ struct Avx512 {
   }
 };
 
+#ifdef __AVX512BF16__
+// The same where the processor rounds to bf16 itself, with subnormal numbers as zero.
+struct Avx512Bf16 : Avx512 {
+  using Avx512::store;
+  static void store(bf16* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round(x)); }
+  static void store_pair_first(bf16* p, F x) { _mm512_storeu_si512(p, _mm512_cvtepu16_epi32(round(x))); }
+  static void store_pair_second(bf16* p, F x) {
+    __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(round(x)), 16);
+    __m512i low = _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(0xffff));
+    _mm512_storeu_si512(p, _mm512_or_si512(low, high));
+  }
+
+ private:
+  static __m256i round(F x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+};
+#endif
+
 }  // namespace oarlock::cpu
