@@ -2,7 +2,7 @@
 # the nvidia/cu13 folder of a Python environment), the PyPI packages of the Python that is found, the toolkit of the nvcc on
 # PATH. The packages are enough, on a machine without a GPU too:
 #   pip install nvidia-cuda-nvcc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-cccl==13.0.* nvidia-nvvm==13.0.* \
-#     nvidia-cuda-crt==13.0.* nvidia-cublas==13.0.*
+#     nvidia-cuda-crt==13.0.* nvidia-cublas==13.0.* nvidia-nccl-cu13
 # Sets OARLOCK_CUDA_INCLUDES and OARLOCK_CUDA_LIBRARIES (the static runtime and cuBLASLt).
 
 set(OARLOCK_CUDA_ROOT "" CACHE PATH "CUDA toolkit, or the nvidia/cu13 folder of a Python environment")
@@ -30,6 +30,7 @@ if(NOT EXISTS "${_root}/bin/nvcc")
                       "or give -DOARLOCK_CUDA_ROOT=<toolkit>")
 endif()
 
+set(OARLOCK_CUDA_ROOT_FOUND "${_root}")
 set(CMAKE_CUDA_COMPILER "${_root}/bin/nvcc")
 # Machine code alone, unless it says otherwise: 80-virtual is code that the driver compiles at start, for tests on newer cards.
 set(CMAKE_CUDA_ARCHITECTURES "")

@@ -35,6 +35,12 @@ class Comm {
   virtual size_t broadcast(void* data, size_t bytes, size_t capacity) = 0;
   // Returns when every rank has come here.
   virtual void barrier() = 0;
+  // CommError when a peer is known to be lost, or after an abort. Waits for nothing; for whoever waits for something else.
+  virtual void check() = 0;
+  // Seconds that a call may wait for a peer.
+  virtual double time_limit() const = 0;
+  // Seconds that a rank polls for rank 0's broadcast before it sleeps until one comes: for a step that must not be late.
+  virtual void set_patience(double seconds) = 0;
   // From any thread: ends a call that waits, and every later one, with `reason`.
   virtual void abort(const std::string& reason) = 0;
 };

@@ -73,7 +73,7 @@ struct AttentionShape {
 // One step's work, every pointer in device memory and int32. Tokens of one sequence are adjacent and in order.
 struct Batch {
   int tokens = 0, sequences = 0, rows = 0;
-  const int32_t* token_ids = nullptr;     // [tokens]; of a split model counted from this rank's first token
+  const int32_t* token_ids = nullptr;     // [tokens]
   const int32_t* positions = nullptr;     // [tokens]
   const int32_t* slots = nullptr;         // [tokens] block * kBlockTokens + offset: where the token's K and V go
   const int32_t* query_starts = nullptr;  // [sequences + 1] first token of each sequence in this batch
@@ -81,7 +81,9 @@ struct Batch {
   const int32_t* block_tables = nullptr;  // [sequences, block_table_stride] physical blocks, in order
   int block_table_stride = 0;
   const int32_t* sample_rows = nullptr;  // [rows] tokens whose logits are wanted
-  const uint8_t* plain = nullptr;        // [rows] 1: the likeliest token is the answer; only of a model split over ranks
+  // Of a model split over ranks. [rows] 1: the likeliest token is the answer; in host memory, null where only all_plain counts.
+  const uint8_t* plain = nullptr;
+  bool all_plain = false;  // every row is
 
   // For devices that run behind and may read the cache early: no sequence reads what this step writes, but in the block of
   // its own token.
@@ -167,8 +169,8 @@ class Ops {
   virtual KvLayer make_kv_layer(int64_t blocks, int kv_heads, int head_dim) = 0;
   virtual int64_t kv_bytes_per_block(int kv_heads, int head_dim) const = 0;  // of one layer, keys and values
 
-  // residual[t] = row token_ids[t] of table; zeros for an id that is not in it, which only a split model has.
-  virtual void embed(Tensor residual, const Weight& table, const int32_t* token_ids) = 0;
+  // residual[t] = row token_ids[t] - first of table; zeros for an id that is not in it, which only a split model has.
+  virtual void embed(Tensor residual, const Weight& table, const int32_t* token_ids, int64_t first) = 0;
   // delta == nullptr: out = rms_norm(residual) * weight. Otherwise residual += delta first (and is written back).
   virtual void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) = 0;
   // out = x w^T (+ bias[n]). out's dtype is its own: float32 for logits.
@@ -193,7 +195,15 @@ class Ops {
   // For a model that is split over ranks, each calling alike (base/comm.h).
   // x becomes the sum of every rank's x, the same bits on all of them.
   virtual void all_reduce(Tensor) { throw DeviceError("this device can't run a model that is split over ranks"); }
-  // Draws on rank 0 from everybody's columns of the logits; sampling and sampled are null elsewhere.
+  // linear without a bias, of a result that nothing but the next call's sum_add_norm sees.
+  virtual void share_linear(Tensor delta, Tensor x, const Weight& w) { linear(delta, x, w, nullptr); }
+  // add_norm of the sum of every rank's delta, which is of no more use afterwards.
+  virtual void sum_add_norm(Tensor out, Tensor residual, Tensor delta, const float* weight, float epsilon) {
+    all_reduce(delta);
+    add_norm(out, residual, &delta, weight, epsilon);
+  }
+  // Draws on rank 0 from everybody's columns of the logits; sampling is null elsewhere, and so is what a device need not tell
+  // the other ranks in sampled.
   virtual void sample_parts(Tensor, const Batch&, const Sampling&, const Sampled&, int /* first row */) {
     throw DeviceError("this device can't run a model that is split over ranks");
   }

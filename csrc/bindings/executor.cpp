@@ -119,7 +119,7 @@ class PyExecutor {
     }
     std::string device = option<std::string>(options, "device"), dtype = option<std::string>(options, "dtype");
     if (device == "cuda") {
-      executor_ = make_cuda(options, limits, rotary.data(), dtype);
+      executor_ = make_cuda(options, limits, rotary.data(), dtype, comm);
       return;
     }
     require(device == "cpu", "device '", device, "' is not one of cpu, cuda");
@@ -183,6 +183,7 @@ class PyExecutor {
     return order == Order::step ? "step" : order == Order::beat ? "beat" : "stop";
   }
 
+  double exchange_seconds() const { return executor_->exchange_seconds(); }
   int64_t free_memory() const { return executor_->free_memory(); }
   int64_t weight_bytes() const { return executor_->decoder().weight_bytes(); }
   int64_t step_weight_bytes() const { return executor_->decoder().step_weight_bytes(); }
@@ -197,15 +198,17 @@ class PyExecutor {
 
 #ifdef OARLOCK_CUDA
   std::unique_ptr<Executor> make_cuda(const py::dict& options, const Limits& limits, const float* rotary,
-                                      const std::string& dtype) const {
+                                      const std::string& dtype, const std::shared_ptr<Comm>& comm) const {
     require(dtype == "bf16" || dtype == "f16", "dtype '", dtype, "' is not one of bf16, f16, which device cuda has");
     const CudaOptions cuda{dtype == "f16" ? DType::f16 : DType::bf16, option<bool>(options, "batch_invariant"),
+                           option<int>(options, "device_index"), option<std::string>(options, "nccl_library"),
                            option<bool>(options, "graphs")};
     py::gil_scoped_release released;
-    return make_cuda_executor(config_, limits, rotary, cuda);
+    return make_cuda_executor(config_, limits, rotary, cuda, comm);
   }
 #else
-  std::unique_ptr<Executor> make_cuda(const py::dict&, const Limits&, const float*, const std::string&) const {
+  std::unique_ptr<Executor> make_cuda(const py::dict&, const Limits&, const float*, const std::string&,
+                                      const std::shared_ptr<Comm>&) const {
     throw InvalidArgument(
         "device 'cuda' is not in this build: install with -C cmake.define.OARLOCK_CUDA=ON, which needs nvcc 13 "
         "(see docs/kernels-cuda.md)");
@@ -231,6 +234,7 @@ void bind_executor(py::module_& module) {
       .def("beat", &PyExecutor::beat)
       .def("stop_followers", &PyExecutor::stop_followers)
       .def("follow", &PyExecutor::follow)
+      .def_property_readonly("exchange_seconds", &PyExecutor::exchange_seconds)
       .def_property_readonly("free_memory", &PyExecutor::free_memory)
       .def_property_readonly("weight_bytes", &PyExecutor::weight_bytes)
       .def_property_readonly("step_weight_bytes", &PyExecutor::step_weight_bytes)

@@ -9,6 +9,7 @@
 #include "bindings/comm.h"
 #include "bindings/executor.h"
 #include "cpu/gemm/machine.h"
+#include "model/executor.h"
 
 namespace py = pybind11;
 
@@ -50,6 +51,14 @@ PYBIND11_MODULE(_C, module) {
     names.append("cuda");
 #endif
     return names;
+  });
+  // Devices of CUDA that this process sees; 0 without a driver.
+  module.def("cuda_device_count", [] {
+#ifdef OARLOCK_CUDA
+    return cuda_device_count();
+#else
+    return 0;
+#endif
   });
   module.def("isa", [] { return std::string(name_of(selected_isa())); });
   module.def(

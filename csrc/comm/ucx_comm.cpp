@@ -53,6 +53,9 @@ class UcxComm final : public MemberComm {
   void gather(const void* mine, void* all, const std::vector<size_t>& bytes) override;
   size_t broadcast(void* data, size_t bytes, size_t capacity) override;
   void barrier() override;
+  void check() override;
+  double time_limit() const override { return time_limit_; }
+  void set_patience(double seconds) override { patience_ = as_duration(seconds); }
   void abort(const std::string& reason) override;
 
  private:
@@ -84,6 +87,10 @@ class UcxComm final : public MemberComm {
   void receive(int peer, void* data, size_t bytes);
   void begin(const char* call);
   void finish(bool patient = false);
+  void look();
+  static Clock::duration as_duration(double seconds) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  }
   bool progress_pending();
   void sleep(int milliseconds);
   [[noreturn]] void fail(const std::string& reason);
@@ -95,6 +102,7 @@ class UcxComm final : public MemberComm {
   const UcxLibrary& ucx_;
   const int rank_, world_;
   double time_limit_;
+  Clock::duration patience_ = kSpinTime;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_ = -1;
@@ -250,20 +258,32 @@ void UcxComm::sleep(int milliseconds) {
   poll(&event, 1, milliseconds);
 }
 
+// Fails when the call has been aborted or a peer is known to be lost.
+void UcxComm::look() {
+  if (aborted_.load(std::memory_order_acquire)) {
+    std::lock_guard<std::mutex> lock(abort_mutex_);
+    fail(concat(call_, ": ", abort_reason_));
+  }
+  for (size_t r = 0; r < peers_.size(); ++r) {
+    if (peers_[r].fault != UCS_OK)
+      fail(concat(call_, ": rank ", r, " (", peers_[r].name, ") is lost: ", ucx_.status_string(peers_[r].fault)));
+  }
+}
+
+void UcxComm::check() {
+  if (failed_) throw CommError("the communicator has failed before");
+  call_ = "at work";
+  ucx_.worker_progress(worker_);
+  look();
+}
+
 // Waits for every message of the call; patient: most of the time nothing comes soon, so that sleeping is right.
 void UcxComm::finish(bool patient) {
-  const auto limit = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(time_limit_));
+  const auto limit = as_duration(time_limit_);
   Clock::time_point start{};
   for (int64_t turn = 0; !progress_pending(); ++turn) {
     if (turn % kSpins != kSpins - 1 && start == Clock::time_point{}) continue;
-    if (aborted_.load(std::memory_order_acquire)) {
-      std::lock_guard<std::mutex> lock(abort_mutex_);
-      fail(concat(call_, ": ", abort_reason_));
-    }
-    for (size_t r = 0; r < peers_.size(); ++r) {
-      if (peers_[r].fault != UCS_OK)
-        fail(concat(call_, ": rank ", r, " (", peers_[r].name, ") is lost: ", ucx_.status_string(peers_[r].fault)));
-    }
+    look();
     const auto now = Clock::now();
     if (start == Clock::time_point{}) start = now;
     const auto waited = now - start;
@@ -271,7 +291,7 @@ void UcxComm::finish(bool patient) {
       int peer = pending_.front().peer;
       fail(concat(call_, ": rank ", peer, " (", peers_[size_t(peer)].name, ") has been silent for ", time_limit_, " s"));
     }
-    if (waited > (patient ? kSpinTime : kYieldTime)) {
+    if (waited > (patient ? patience_ : kYieldTime)) {
       sleep(kSleepMilliseconds);
     } else if (waited > kSpinTime) {
       sched_yield();

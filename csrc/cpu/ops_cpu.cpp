@@ -70,10 +70,10 @@ class CpuOps : public Ops {
 
   int64_t kv_bytes_per_block(int kv_heads, int head_dim) const override { return kv_block_bytes(dtype_, kv_heads, head_dim); }
 
-  void embed(Tensor residual, const Weight& table, const int32_t* token_ids) override {
+  void embed(Tensor residual, const Weight& table, const int32_t* token_ids, int64_t first) override {
     pool_.for_each(residual.rows, [&](int64_t row, int) {
       float* into = residual.as<float>() + row * residual.stride;
-      const int64_t id = token_ids[row];
+      const int64_t id = token_ids[row] - first;
       if (id >= 0 && id < table.n) {
         unpack_row(packed(table), id, into);
       } else {

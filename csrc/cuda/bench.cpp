@@ -40,8 +40,8 @@ class BenchOps : public CudaOps {
     fill_random(stream(), layer.values, DType::bf16, count, 1, ++seed_);
     return layer;
   }
-  void embed(Tensor residual, const Weight& table, const int32_t* ids) override {
-    if (runs(kEmbed)) CudaOps::embed(residual, table, ids);
+  void embed(Tensor residual, const Weight& table, const int32_t* ids, int64_t first) override {
+    if (runs(kEmbed)) CudaOps::embed(residual, table, ids, first);
   }
   void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) override {
     if (runs(kNorm)) CudaOps::add_norm(out, residual, delta, weight, epsilon);
@@ -238,6 +238,8 @@ int main(int count, char** arguments) try {
       for (int tokens : prompts) bench.prefill(tokens);
     }
   };
+  if (which == "8b-half") run("Llama-3.1-8B, what one of two GPUs has", shape(32, 4096, 16, 4, 128, 7168, 64128), {1024});
+  if (which == "8b-half") return 0;
   if (which != "0.5b") run("Llama-3.1-8B", shape(32, 4096, 32, 8, 128, 14336, 128256), {128, 1024, 8192});
   if (which != "8b") run("Qwen2.5-0.5B", shape(24, 896, 14, 2, 64, 4864, 151936), {128, 1024});
   return 0;

@@ -131,7 +131,10 @@ void check_elementwise(CudaOps& ops, Report& report) {
     std::vector<int32_t> ids;
     for (int r = 0; r < rows; ++r) ids.push_back(integer(0, vocab - 1));
     Tensor residual = poisoned(DType::f32, rows, cols), out = poisoned(type, rows, cols);
-    ops.embed(residual, *packed, to_device(ids));
+    const int outside = integer(0, 3);  // ids before the table's first, which another rank would have
+    for (int32_t& id : ids) id += outside;
+    ops.embed(residual, *packed, to_device(ids), outside);
+    for (int32_t& id : ids) id -= outside;
     const float* device_weight = ops.upload(weight.data(), cols);
     for (int pass = 0; pass < 3; ++pass) {  // alone, with a sum in the activations' type, with one in float
       Tensor added = tensor(delta, pass == 1 ? type : DType::f32, rows, cols);

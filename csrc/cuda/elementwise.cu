@@ -9,14 +9,16 @@ namespace oarlock::cuda {
 namespace {
 
 template <typename R, typename T>
-__global__ void embed_kernel(R* residual, int64_t stride, const T* table, int cols, const int32_t* ids) {
+__global__ void embed_kernel(R* residual, int64_t stride, const T* table, int64_t rows, int cols, const int32_t* ids,
+                             int64_t first) {
   release_successor();
   depend();
-  const T* from = table + int64_t(ids[blockIdx.x]) * cols;
+  const int64_t row = ids[blockIdx.x] - first;
+  const bool here = row >= 0 && row < rows;
   R* to = residual + blockIdx.x * stride;
   for (int c = threadIdx.x * 8; c < cols; c += blockDim.x * 8) {
-    float v[8];
-    load8(v, from + c);
+    float v[8] = {};
+    if (here) load8(v, table + row * cols + c);
     store8(to + c, v);
   }
 }
@@ -143,14 +145,15 @@ void feed_tokens(cudaStream_t stream, int32_t* ids, const int32_t* sources, cons
   launch(stream, feed_tokens_kernel, dim3(unsigned(count + 255) / 256), 256, 0, ids, sources, drawn, count);
 }
 
-void embed(cudaStream_t stream, Tensor residual, const void* table, DType table_dtype, const int32_t* ids) {
+void embed(cudaStream_t stream, Tensor residual, const void* table, DType table_dtype, int64_t rows, const int32_t* ids,
+           int64_t first) {
   require(residual.cols % 8 == 0, "rows of ", residual.cols, " columns are no multiple of 8");
   by_type(residual.dtype, [&](auto* r) {
     by_type(table_dtype, [&](auto* t) {
       using R = std::remove_pointer_t<decltype(r)>;
       using T = std::remove_pointer_t<decltype(t)>;
       launch(stream, embed_kernel<R, T>, dim3(unsigned(residual.rows)), row_threads(residual.cols, 512), 0, residual.as<R>(),
-             residual.stride, static_cast<const T*>(table), int(residual.cols), ids);
+             residual.stride, static_cast<const T*>(table), rows, int(residual.cols), ids, first);
     });
   });
 }

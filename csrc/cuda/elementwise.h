@@ -8,7 +8,9 @@
 namespace oarlock::cuda {
 
 // Where the element types of residual and activations are free, each pair of {bf16, f16} with itself or float is compiled.
-void embed(cudaStream_t stream, Tensor residual, const void* table, DType table_dtype, const int32_t* ids);
+// residual[t] = row ids[t] - first of a table of `rows` rows; zeros for an id that is not in it.
+void embed(cudaStream_t stream, Tensor residual, const void* table, DType table_dtype, int64_t rows, const int32_t* ids,
+           int64_t first);
 // ids[i] = drawn[sources[i]] where that is not negative.
 void feed_tokens(cudaStream_t stream, int32_t* ids, const int32_t* sources, const int32_t* drawn, int count);
 void add_norm(cudaStream_t stream, Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon);

@@ -26,9 +26,17 @@ bool product(cudaStream_t stream, const Device& device, const StreamWeight& weig
   return true;
 }
 
+bool share(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
+           const Channel& channel) {
+  if (!streams(weight) || x.rows > kStreamMaxRows) return false;
+  stream_share(stream, device, weight, out, x, channel);
+  return true;
+}
+
 }  // namespace
 
-const Kernels kHopperKernels = {"hopper",    product,        attend_shared, attend_decode,
-                                attend_each, attend_prefill, sample,        [](const Device&, int64_t) { return size_t(0); }};
+const Kernels kHopperKernels = {"hopper",       product,       share,
+                                attend_shared,  attend_decode, attend_each,
+                                attend_prefill, sample,        [](const Device&, int64_t) { return size_t(0); }};
 
 }  // namespace oarlock::cuda

@@ -8,6 +8,7 @@
 #include "base/ops.h"
 #include "cuda/attention.h"
 #include "cuda/device.h"
+#include "cuda/ranks/channel.h"
 #include "cuda/stream.h"
 
 namespace oarlock::cuda {
@@ -18,6 +19,10 @@ struct Kernels {
   // result depends on that row alone.
   bool (*product)(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
                   const float* bias, After after, bool batch_invariant);
+  // product without a bias into float32, whose result goes to every peer's part of the channel's next round as well, as
+  // sum_shares (ranks/sums.h) takes it; false where there is no kernel for the shape.
+  bool (*share)(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
+                const Channel& channel);
   // As attention.h says of each.
   decltype(&cuda::attend_shared) attend_shared;
   decltype(&cuda::attend_decode) attend_decode;

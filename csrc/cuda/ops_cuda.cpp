@@ -1,6 +1,7 @@
 #include "cuda/ops_cuda.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "cuda/elementwise.h"
@@ -27,6 +28,10 @@ CudaOps::~CudaOps() {
   cudaStreamSynchronize(stream_);
   for (void* memory : allocations_) cudaFree(memory);
   cudaStreamDestroy(stream_);
+}
+
+void CudaOps::join(std::shared_ptr<Comm> comm, const RanksLimits& limits) {
+  ranks_ = std::make_unique<Ranks>(std::move(comm), stream_, limits);
 }
 
 size_t CudaOps::free_memory() const {
@@ -129,8 +134,8 @@ int64_t CudaOps::kv_bytes_per_block(int kv_heads, int head_dim) const {
   return int64_t(2) * kv_heads * (head_dim / 64) * kGroupBytes;
 }
 
-void CudaOps::embed(Tensor residual, const Weight& table, const int32_t* token_ids) {
-  cuda::embed(stream_, residual, static_cast<const CudaWeight&>(table).data, dtype_, token_ids);
+void CudaOps::embed(Tensor residual, const Weight& table, const int32_t* token_ids, int64_t first) {
+  cuda::embed(stream_, residual, static_cast<const CudaWeight&>(table).data, dtype_, table.n, token_ids, first);
 }
 
 void CudaOps::add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) {
@@ -179,6 +184,24 @@ void CudaOps::gather_rows(Tensor out, Tensor x, const int32_t* rows) { cuda::gat
 
 void CudaOps::sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) {
   device_.kernels->sample(stream_, device_, sampler_scratch_, logits, sampling, sampled);
+}
+
+void CudaOps::all_reduce(Tensor x) { ranks_->all_reduce(x); }
+
+void CudaOps::share_linear(Tensor delta, Tensor x, const Weight& w) {
+  const bool sent = ranks_->share(delta, [&](const Channel& channel) {
+    return device_.kernels->share(stream_, device_, static_cast<const CudaWeight&>(w).stream, delta, x, channel);
+  });
+  if (!sent) linear(delta, x, w, nullptr);
+}
+
+void CudaOps::sum_add_norm(Tensor out, Tensor residual, Tensor delta, const float* weight, float epsilon) {
+  if (out.rows > 0) ranks_->sum_add_norm(out, residual, delta, weight, epsilon);
+}
+
+void CudaOps::sample_parts(Tensor part, const Batch& batch, const Sampling& sampling, const Sampled& sampled, int first) {
+  const Sampled into = from_row(sampled, first);
+  ranks_->sample(part, batch.all_plain, into, [&](Tensor whole) { sample(whole, from_row(sampling, first), into); });
 }
 
 Graph::Graph(cudaStream_t stream, const std::function<void()>& calls) {

@@ -12,6 +12,7 @@
 #include "cuda/device.h"
 #include "cuda/gemm.h"
 #include "cuda/kernels.h"
+#include "cuda/ranks/ranks.h"
 
 namespace oarlock::cuda {
 
@@ -29,6 +30,11 @@ class CudaOps : public Ops {
   // does not depend on the number of rows in a call, at the price of prompts many times slower.
   CudaOps(int device, DType dtype, const OpsLimits& limits, bool batch_invariant);
   ~CudaOps() override;
+
+  // Before anything is loaded: makes this the device of one rank of a split model, which all ranks do alike.
+  void join(std::shared_ptr<Comm> comm, const RanksLimits& limits);
+  // Null when the model is not split.
+  Ranks* ranks() const { return ranks_.get(); }
 
   cudaStream_t stream() const { return stream_; }
   const Device& device() const { return device_; }
@@ -49,7 +55,7 @@ class CudaOps : public Ops {
   KvLayer make_kv_layer(int64_t blocks, int kv_heads, int head_dim) override;
   int64_t kv_bytes_per_block(int kv_heads, int head_dim) const override;
 
-  void embed(Tensor residual, const Weight& table, const int32_t* token_ids) override;
+  void embed(Tensor residual, const Weight& table, const int32_t* token_ids, int64_t first) override;
   void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) override;
   void linear(Tensor out, Tensor x, const Weight& w, const float* bias) override;
   void gated_linear(Tensor out, Tensor x, const Weight& w) override;
@@ -58,6 +64,11 @@ class CudaOps : public Ops {
   void attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) override;
   void gather_rows(Tensor out, Tensor x, const int32_t* rows) override;
   void sample(Tensor logits, const Sampling& sampling, const Sampled& sampled) override;
+  void all_reduce(Tensor x) override;
+  void share_linear(Tensor delta, Tensor x, const Weight& w) override;
+  void sum_add_norm(Tensor out, Tensor residual, Tensor delta, const float* weight, float epsilon) override;
+  // sampled has a place for the tokens on every rank.
+  void sample_parts(Tensor part, const Batch& batch, const Sampling& sampling, const Sampled& sampled, int first) override;
 
   // A weight of random elements in +-limit, for benchmarks that need no checkpoint.
   std::unique_ptr<Weight> random_weight(int64_t n, int64_t k, float limit, uint64_t seed);
@@ -76,6 +87,7 @@ class CudaOps : public Ops {
   float* sampler_scratch_ = nullptr;
   BlasGemm blas_;
   void* blas_workspace_ = nullptr;
+  std::unique_ptr<Ranks> ranks_;
   void* gated_ = nullptr;  // products of a gated weight before the gate, [max_tokens, gated_rows]
 };
 

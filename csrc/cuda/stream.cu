@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "cuda/element.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/ranks/wait.cuh"
 #include "cuda/stream.h"
 #include "cuda/wgmma.cuh"
 
@@ -33,6 +34,8 @@ struct StreamParams {
   int depth;                  // boxes of 64 columns of the whole row, whole turns of the groups
   int stages;                 // of the ring, a multiple of kGroups
   bool float_out, gate;
+  bool shares;  // with the other ranks, over `channel`
+  Channel channel;
 };
 
 template <int N, int kColumns>
@@ -51,11 +54,15 @@ struct Cursor {
 
 // Rows [first_row, end_row) of a tile; acc[i] has those from first_row + 64 i.
 template <typename T, int N, bool high>
-__device__ __forceinline__ void write_out(const StreamParams& p, const float (&acc)[4][N / 2], int first_row, int end_row,
-                                          int thread) {
+__device__ __forceinline__ void write_out(const StreamParams& p, uint32_t round, const float (&acc)[4][N / 2], int first_row,
+                                          int end_row, int thread) {
   T* out = static_cast<T*>(p.out);
   float* float_out = static_cast<float*>(p.out);
   const int lane = thread % 32;
+  auto put = [&](int64_t at, float x) {
+    float_out[at] = x;
+    if (p.shares) send_share(p.channel, round, at, x);
+  };
 #pragma unroll
   for (int half = 0; half < (high ? 2 : 1); ++half) {
     const int base = first_row + half * 64 + thread / 32 * 16, row = base + lane / 4;
@@ -73,8 +80,8 @@ __device__ __forceinline__ void write_out(const StreamParams& p, const float (&a
         if (p.gate) {
           if (upper_in) out[at + base / 2 + lane / 4] = from_float<T>(silu(lower) * upper);
         } else if (p.float_out) {
-          if (lower_in) float_out[at + row] = lower + lower_bias;
-          if (upper_in) float_out[at + row + 8] = upper + upper_bias;
+          if (lower_in) put(at + row, lower + lower_bias);
+          if (upper_in) put(at + row + 8, upper + upper_bias);
         } else {
           if (lower_in) out[at + row] = from_float<T>(lower + lower_bias);
           if (upper_in) out[at + row + 8] = from_float<T>(upper + upper_bias);
@@ -133,6 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   depend();
+  const uint32_t round = p.shares ? round_of(p.channel) : 0;
   const int group = __shfl_sync(~0u, int(threadIdx.x / 128), 0), thread = threadIdx.x % 128;
   constexpr bool kHigh = kColumns == 1;
   // Four sums, so that a product need not wait for the one before: by half of the tile and parity of the step, by box and
@@ -197,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     named_barrier<1>(kGroups * 128);  // the sums are free again
-    if (group == 0) write_out<T, N, kHigh>(p, acc, first_row, min(first_row + p.tile_rows, end), thread);
+    if (group == 0) write_out<T, N, kHigh>(p, round, acc, first_row, min(first_row + p.tile_rows, end), thread);
   }
 }
 
@@ -236,8 +244,10 @@ void by_rows(cudaStream_t stream, const Device& device, const StreamWeight& weig
 
 }  // namespace
 
-void stream_product(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
-                    const float* bias, After after) {
+namespace {
+
+void run(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x, const float* bias,
+         After after, const Channel* channel) {
   require(x.rows >= 1 && x.rows <= kStreamMaxRows, "a streamed product takes 1 to ", kStreamMaxRows, " rows, not ", x.rows);
   require(streams(weight), "a streamed product takes a multiple of ", kBoxColumns, " columns, not ", weight.k);
   StreamParams p = {};
@@ -248,6 +258,8 @@ void stream_product(cudaStream_t stream, const Device& device, const StreamWeigh
   p.n = int(weight.n);
   p.float_out = out.dtype == DType::f32;
   p.gate = after == After::gate;
+  p.shares = channel != nullptr;
+  if (channel != nullptr) p.channel = *channel;
   // Rows of a block as a number of equal tiles: the fewest rows to read, and few tiles, since x is read once for each. The
   // number of rows of x must play no part, as the tile decides the order of the sums. Gates and ups alternate by eight rows,
   // and a thread has rows eight apart, so these go by sixteen. A low tile leaves half of the operand unused.
@@ -266,6 +278,20 @@ void stream_product(cudaStream_t stream, const Device& device, const StreamWeigh
   }
   if (x.dtype == DType::bf16) return by_rows<__nv_bfloat16>(stream, device, weight, x, p);
   by_rows<__half>(stream, device, weight, x, p);
+}
+
+}  // namespace
+
+void stream_product(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
+                    const float* bias, After after) {
+  run(stream, device, weight, out, x, bias, after, nullptr);
+}
+
+void stream_share(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
+                  const Channel& channel) {
+  require(out.dtype == DType::f32 && out.stride == out.cols, "ranks share contiguous rows of float32");
+  require(out.rows * out.cols * 4 <= channel.part_bytes, "ranks can't share ", out.rows, " rows at once");
+  run(stream, device, weight, out, x, nullptr, After::store, &channel);
 }
 
 }  // namespace oarlock::cuda

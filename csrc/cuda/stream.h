@@ -7,6 +7,7 @@
 
 #include "base/ops.h"
 #include "cuda/device.h"
+#include "cuda/ranks/channel.h"
 
 namespace oarlock::cuda {
 
@@ -29,6 +30,9 @@ inline bool streams(const StreamWeight& weight) { return weight.k % 64 == 0; }
 
 void stream_product(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
                     const float* bias, After after);
+// The product of a rank's share of the columns, which the kernel sends to the other ranks as it writes it (Kernels::share).
+void stream_share(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor out, Tensor x,
+                  const Channel& channel);
 
 // Any number of rows, kStreamMaxRows at a time, by stream_product or another card's version of it.
 inline void stream_products(decltype(&stream_product) product, cudaStream_t stream, const Device& device,

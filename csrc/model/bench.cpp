@@ -47,8 +47,8 @@ class TimedOps : public Ops {
     return ops_->make_kv_layer(blocks, kv_heads, head_dim);
   }
   int64_t kv_bytes_per_block(int kv_heads, int head_dim) const override { return ops_->kv_bytes_per_block(kv_heads, head_dim); }
-  void embed(Tensor residual, const Weight& table, const int32_t* token_ids) override {
-    timed(kEmbed, [&] { ops_->embed(residual, table, token_ids); });
+  void embed(Tensor residual, const Weight& table, const int32_t* token_ids, int64_t first) override {
+    timed(kEmbed, [&] { ops_->embed(residual, table, token_ids, first); });
   }
   void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) override {
     timed(kNorm, [&] { ops_->add_norm(out, residual, delta, weight, epsilon); });

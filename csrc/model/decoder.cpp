@@ -144,16 +144,21 @@ Tensor Decoder::delta_of(int64_t rows, int64_t tokens) const {
   return delta;
 }
 
-void Decoder::sum(Tensor x) {
-  if (config_.split()) ops_->all_reduce(x);
+void Decoder::add_norm(Tensor out, Tensor residual, Tensor delta, const float* weight) {
+  if (config_.split()) return ops_->sum_add_norm(out, residual, delta, weight, config_.norm_epsilon);
+  ops_->add_norm(out, residual, &delta, weight, config_.norm_epsilon);
+}
+
+void Decoder::linear_to_norm(Tensor delta, Tensor x, const Weight& w) {
+  if (config_.split()) return ops_->share_linear(delta, x, w);
+  ops_->linear(delta, x, w, nullptr);
 }
 
 void Decoder::feed_forward(const Layer& layer, Tensor residual, Tensor delta, Tensor normed, Tensor attended, Tensor hidden) {
-  ops_->linear(delta, attended, *layer.o, nullptr);
-  sum(delta);
-  ops_->add_norm(normed, residual, &delta, layer.ffn_norm, config_.norm_epsilon);
+  linear_to_norm(delta, attended, *layer.o);
+  add_norm(normed, residual, delta, layer.ffn_norm);
   ops_->gated_linear(hidden, normed, *layer.gate_up);
-  ops_->linear(delta, hidden, *layer.down, nullptr);
+  linear_to_norm(delta, hidden, *layer.down);
 }
 
 void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sampled& sampled) {
@@ -166,8 +171,8 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
   const int64_t at_once = tokens_at_once();
   const int parts = int((batch.tokens + at_once - 1) / at_once);
   const int part = parts > 1 ? ((batch.tokens + parts - 1) / parts + 31) / 32 * 32 : batch.tokens;
-  ops_->embed(residual, *embed_, batch.token_ids);
-  sum(residual);
+  ops_->embed(residual, *embed_, batch.token_ids, config_.first_vocab());
+  if (config_.split()) ops_->all_reduce(residual);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     for (int first = 0; first < batch.tokens; first += part) {
@@ -177,10 +182,11 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
       if (i > 0) {
         feed_forward(layers_[i - 1], part_residual, part_delta, part_normed, rows_of(attended, first, count),
                      first_rows(hidden_, count));
-        sum(part_delta);
+        add_norm(part_normed, part_residual, part_delta, layer.attn_norm);
+      } else {
+        ops_->add_norm(part_normed, part_residual, nullptr, layer.attn_norm, epsilon);
       }
       Tensor part_qkv = rows_of(qkv, first, count);
-      ops_->add_norm(part_normed, part_residual, i > 0 ? &part_delta : nullptr, layer.attn_norm, epsilon);
       ops_->linear(part_qkv, part_normed, *layer.qkv, layer.qkv_bias);
       ops_->rope_and_cache(part_qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache,
                            tokens_of(batch, first, count));
@@ -196,8 +202,7 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
     ops_->gather_rows(row_residual, residual, batch.sample_rows + first);
     ops_->gather_rows(row_attended, attended, batch.sample_rows + first);
     feed_forward(layers_.back(), row_residual, row_delta, row_normed, row_attended, first_rows(hidden_, rows));
-    sum(row_delta);
-    ops_->add_norm(row_normed, row_residual, &row_delta, final_norm_, epsilon);
+    add_norm(row_normed, row_residual, row_delta, final_norm_);
     ops_->linear(logits, row_normed, head(), nullptr);
     if (config_.split()) {
       ops_->sample_parts(logits, batch, sampling, sampled, first);

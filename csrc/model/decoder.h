@@ -49,7 +49,9 @@ class Decoder {
   void load_vector(const float*& into, const std::string& name, const std::vector<WeightPiece>& pieces, int64_t count);
   // Each rank of a split model holds some rows of a matrix that begins a block and some columns of the one that ends it, so
   // that what a block adds is a sum over ranks.
-  void sum(Tensor x);
+  void add_norm(Tensor out, Tensor residual, Tensor delta, const float* weight);
+  // The product whose result add_norm takes next.
+  void linear_to_norm(Tensor delta, Tensor x, const Weight& w);
   int64_t tokens_at_once() const;
   // Room for what `rows` rows add to the residual, in the type that so many tokens of a step have.
   Tensor delta_of(int64_t rows, int64_t tokens) const;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "base/comm.h"
 #include "model/decoder.h"
@@ -32,6 +33,8 @@ class Executor {
   virtual void lead(Order) { throw DeviceError("this device can't run a model that is split over ranks"); }
   // Another rank: waits for rank 0's next order and carries it out. CommError when none comes in time.
   virtual Order follow() { throw DeviceError("this device can't run a model that is split over ranks"); }
+  // Seconds of this rank's steps that it spent in exchanges with the others, waiting for them included.
+  virtual double exchange_seconds() const { return 0; }
 };
 
 // Runs each step to its end inside submit. comm: the ranks of a split model, of which config describes this one's share.
@@ -39,15 +42,21 @@ std::unique_ptr<Executor> make_cpu_executor(const ModelConfig& config, const Lim
                                             int threads, std::shared_ptr<Comm> comm = nullptr);
 
 #ifdef OARLOCK_CUDA
+// Devices that this process sees; 0 without a driver.
+int cuda_device_count();
+
 struct CudaOptions {
   DType dtype = DType::bf16;     // or f16: of activations, weights and KV
   bool batch_invariant = false;  // a row's result does not depend on its company; prompts are many times slower
+  int device = 0;                // its number among those that this process sees
+  std::string nccl_library;      // of a split model: NCCL's file, empty for the system's
   bool graphs = true;            // replay decode steps as CUDA graphs; off: every kernel is launched by itself, same results
 };
 
-// Runs up to two steps behind. DeviceError when there is no device, when memory ends, or when a step does not come to an end.
+// Runs up to two steps behind. comm: the ranks of a split model, each with a device of its own. DeviceError when there is no
+// device, when memory ends, or when a step does not come to an end.
 std::unique_ptr<Executor> make_cuda_executor(const ModelConfig& config, const Limits& limits, const float* rotary,
-                                             const CudaOptions& options);
+                                             const CudaOptions& options, std::shared_ptr<Comm> comm = nullptr);
 #endif
 
 }  // namespace oarlock

@@ -16,7 +16,7 @@ class CpuExecutor : public Executor {
   CpuExecutor(std::unique_ptr<Ops> ops, const ModelConfig& config, const Limits& limits, const float* rotary,
               std::shared_ptr<Comm> comm)
       : decoder_(std::move(ops), config, limits, rotary) {
-    if (comm) channel_.emplace(std::move(comm), config, limits);
+    if (comm) channel_.emplace(std::move(comm), limits);
   }
 
   Decoder& decoder() override { return decoder_; }
@@ -37,7 +37,7 @@ class CpuExecutor : public Executor {
   void submit(const Plan& plan) override {
     require(decoder_.blocks() > 0, "the model has not been finished");
     check(plan, decoder_.config(), decoder_.limits(), decoder_.blocks());
-    decoder_.forward(channel_ ? channel_->lead(plan) : plan.batch, plan.sampling, result_.sampled);
+    decoder_.forward(channel_ ? channel_->lead(plan).batch : plan.batch, plan.sampling, result_.sampled);
     result_.rows = plan.batch.rows;
   }
 
@@ -50,9 +50,9 @@ class CpuExecutor : public Executor {
 
   Order follow() override {
     require(channel_.has_value() && decoder_.blocks() > 0, "the model is not split over ranks, or not finished");
-    Batch batch;
-    Order order = channel_->follow(batch);
-    if (order == Order::step) decoder_.forward(batch, {}, {});
+    Plan plan;
+    Order order = channel_->follow(plan);
+    if (order == Order::step) decoder_.forward(plan.batch, {}, {});
     return order;
   }
 

@@ -10,6 +10,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -28,6 +29,9 @@ using Clock = std::chrono::steady_clock;
 constexpr int kBehind = Staging::kSlots;
 constexpr auto kStepLimit = std::chrono::seconds(120);
 constexpr auto kSpin = std::chrono::milliseconds(30);
+constexpr auto kLook = std::chrono::milliseconds(1);      // between two looks at the other ranks
+constexpr auto kGrace = std::chrono::milliseconds(1000);  // for the device, which knows whom it waits for, to give up first
+constexpr double kPatience = 0.02;                        // seconds that a rank polls for the next plan
 constexpr int64_t kLeastSpared = int64_t(24) << 20;  // bytes a layer: reading shared blocks once costs a kernel and a merge
 constexpr int64_t kReserve = int64_t(512) << 20;     // for graphs, and for plans with penalties, bias and masks
 
@@ -76,11 +80,16 @@ struct ResultBuffers {
 class CudaExecutor : public Executor {
  public:
   CudaExecutor(std::unique_ptr<cuda::CudaOps> ops, const ModelConfig& config, const Limits& limits, const float* rotary,
-               const CudaOptions& options)
+               const CudaOptions& options, std::shared_ptr<Comm> comm)
       : ops_(*ops),
         graphs_on_(options.graphs),
         shares_prefixes_(!options.batch_invariant && config.sliding_window == 0),
+        comm_(std::move(comm)),
         decoder_(std::make_unique<Decoder>(std::move(ops), config, limits, rotary)) {
+    if (comm_) {
+      channel_.emplace(comm_, limits);
+      comm_->set_patience(kPatience);
+    }
     for (Slot& slot : slots_) OARLOCK_CUDA_CHECK(cudaEventCreateWithFlags(&slot.done, cudaEventDisableTiming));
   }
 
@@ -125,10 +134,68 @@ class CudaExecutor : public Executor {
   }
 
   void submit(const Plan& plan) override {
-    require(decoder_->blocks() > 0, "the model has not been finished");
     require(behind_.size() < kBehind, "a third step was submitted; ", kBehind, " may be on their way");
-    if (lost_) throw DeviceError("the device has failed; no more steps can be run");
+    check_ready();
     check(plan, decoder_->config(), decoder_->limits(), decoder_->blocks(), drawn_);
+    if (!channel_) return enqueue(plan);
+    Plan led;
+    with_ranks([&] { led = channel_->lead(plan); });
+    enqueue(led);
+  }
+
+  StepResult collect() override {
+    if (behind_.empty()) return result_;
+    const int index = behind_.front();
+    const Slot& slot = slots_[index];
+    finish_oldest();
+    const Sampled from = results_->at(results_->host[index], slot.padded_rows);
+    const size_t rows = size_t(slot.rows);
+    std::copy_n(from.token, rows, token_.data());
+    std::copy_n(from.logprob, rows, logprob_.data());
+    std::copy_n(from.status, rows, status_.data());
+    if (slot.alternatives) {
+      std::copy_n(from.top_ids, rows * kMaxTopLogprobs, top_ids_.data());
+      std::copy_n(from.top_logprobs, rows * kMaxTopLogprobs, top_logprobs_.data());
+    }
+    result_.rows = slot.rows;
+    return result_;
+  }
+
+  void lead(Order order) override {
+    require(channel_.has_value(), "the model is not split over ranks");
+    check_ready();
+    with_ranks([&] { channel_->lead(order); });
+  }
+
+  Order follow() override {
+    require(channel_.has_value(), "the model is not split over ranks");
+    check_ready();
+    Plan plan;
+    Order order;
+    with_ranks([&] { order = channel_->follow(plan); });
+    const size_t most = order == Order::step ? kBehind - 1 : 0;
+    while (behind_.size() > most) finish_oldest();
+    if (order == Order::step) enqueue(plan);
+    return order;
+  }
+
+  double exchange_seconds() const override { return ops_.ranks() != nullptr ? ops_.ranks()->seconds() : 0; }
+
+ private:
+  struct Slot {
+    cudaEvent_t done = nullptr;
+    int rows = 0, padded_rows = 0;
+    bool alternatives = false;
+  };
+
+  void check_ready() const {
+    require(decoder_->blocks() > 0, "the model has not been finished");
+    if (lost_) throw DeviceError("the device has failed; no more steps can be run");
+  }
+
+  // Every rank of a split model does this alike with a step's plan.
+  void enqueue(const Plan& plan) {
+    if (ops_.ranks() != nullptr) ops_.ranks()->begin_step();
     drawn_ = plan.batch.rows;
     if (!buffers_->fits(plan)) {
       ops_.synchronize();
@@ -154,7 +221,7 @@ class CudaExecutor : public Executor {
     }
     slot.rows = plan.batch.rows;
     slot.padded_rows = shape.rows;
-    const int32_t* wanted = plan.sampling.top_logprobs;
+    const int32_t* wanted = plan.sampling.top_logprobs;  // null on other ranks than 0
     slot.alternatives = wanted != nullptr && std::any_of(wanted, wanted + slot.rows, [](int32_t count) { return count > 0; });
     copy_back(results_->host[index], results_->device, size_t(shape.rows) * 12);
     if (slot.alternatives) {
@@ -164,32 +231,6 @@ class CudaExecutor : public Executor {
     OARLOCK_CUDA_CHECK(cudaEventRecord(slot.done, ops_.stream()));
     behind_.push_back(index);
   }
-
-  StepResult collect() override {
-    if (behind_.empty()) return result_;
-    const int index = behind_.front();
-    const Slot& slot = slots_[index];
-    wait(slot.done);
-    behind_.pop_front();
-    const Sampled from = results_->at(results_->host[index], slot.padded_rows);
-    const size_t rows = size_t(slot.rows);
-    std::copy_n(from.token, rows, token_.data());
-    std::copy_n(from.logprob, rows, logprob_.data());
-    std::copy_n(from.status, rows, status_.data());
-    if (slot.alternatives) {
-      std::copy_n(from.top_ids, rows * kMaxTopLogprobs, top_ids_.data());
-      std::copy_n(from.top_logprobs, rows * kMaxTopLogprobs, top_logprobs_.data());
-    }
-    result_.rows = slot.rows;
-    return result_;
-  }
-
- private:
-  struct Slot {
-    cudaEvent_t done = nullptr;
-    int rows = 0, padded_rows = 0;
-    bool alternatives = false;
-  };
 
   static StepShape exact_shape(const Plan& plan) {
     const Batch& b = plan.batch;
@@ -202,7 +243,8 @@ class CudaExecutor : public Executor {
             s.bias_starts != nullptr,
             s.mask_rows != nullptr,
             is_settled(b),
-            0};
+            0,
+            b.all_plain};
   }
 
   void pad(StepShape& shape) const {
@@ -233,21 +275,54 @@ class CudaExecutor : public Executor {
     if (bytes > 0) OARLOCK_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, ops_.stream()));
   }
 
+  void finish_oldest() {
+    wait(slots_[behind_.front()].done);
+    behind_.pop_front();
+    if (ops_.ranks() != nullptr) with_ranks([&] { ops_.ranks()->check(); });
+  }
+
+  // Once a rank is lost, so is everything that this device still waits for.
+  template <typename Talk>
+  void with_ranks(Talk&& talk) {
+    try {
+      talk();
+    } catch (const CommError&) {
+      lose();
+      throw;
+    }
+  }
+
+  // Nothing more can be had of the device, or of the ranks.
+  void lose() {
+    lost_ = true;
+    behind_.clear();
+    if (ops_.ranks() != nullptr) ops_.ranks()->abort();
+  }
+
   // Waits for a step without holding a core for one that takes long, and not for ever.
   void wait(cudaEvent_t done) {
+    using Seconds = std::chrono::duration<double>;
     const auto start = Clock::now();
+    const Seconds limit = comm_ ? std::min<Seconds>(Seconds(comm_->time_limit()) + kGrace, kStepLimit) : Seconds(kStepLimit);
+    auto looked = start;
     while (true) {
       const cudaError_t status = cudaEventQuery(done);
       if (status == cudaSuccess) return;
-      const auto waited = Clock::now() - start;
-      if (status != cudaErrorNotReady || waited > kStepLimit) {
-        lost_ = true;
-        behind_.clear();
-        if (status != cudaErrorNotReady) cuda::check_call(status, "a step");
-        throw DeviceError(concat("a step has not come to its end within ",
-                                 std::chrono::duration_cast<std::chrono::seconds>(kStepLimit).count(), " s"));
+      const auto now = Clock::now();
+      const bool failed = status != cudaErrorNotReady, late = now - start > limit;
+      if (comm_ && (failed || late || now - looked > kLook)) {
+        looked = now;
+        with_ranks([&] {  // a rank that is gone takes what is enqueued here with it, and is the better reason
+          comm_->check();
+          if (failed || late) ops_.ranks()->check();
+        });
       }
-      if (waited < kSpin) {
+      if (failed || late) {
+        lose();
+        if (failed) cuda::check_call(status, "a step");
+        throw DeviceError(concat("a step has not come to its end within ", limit.count(), " s"));
+      }
+      if (now - start < kSpin) {
         std::this_thread::yield();
       } else {
         std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -257,6 +332,8 @@ class CudaExecutor : public Executor {
 
   cuda::CudaOps& ops_;  // the decoder's
   const bool graphs_on_, shares_prefixes_;
+  const std::shared_ptr<Comm> comm_;  // null when the model is not split
+  std::optional<PlanChannel> channel_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<StepBuffers> buffers_ = std::make_unique<StepBuffers>();
   std::unique_ptr<ResultBuffers> results_ = std::make_unique<ResultBuffers>();
@@ -275,15 +352,25 @@ class CudaExecutor : public Executor {
 
 }  // namespace
 
+int cuda_device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) cudaGetLastError();
+  return count;
+}
+
 std::unique_ptr<Executor> make_cuda_executor(const ModelConfig& config, const Limits& limits, const float* rotary,
-                                             const CudaOptions& options) {
+                                             const CudaOptions& options, std::shared_ptr<Comm> comm) {
   Limits wide = limits;
   // The whole head is read for each group of rows, so a step's usual rows go at once.
   wide.logits_at_once = std::max(limits.logits_at_once, limits.max_sequences);
   const cuda::OpsLimits sizes{limits.max_tokens, limits.max_sequences,    config.heads,
                               config.head_dim,   2 * int64_t(config.ffn), config.vocab};
-  auto ops = std::make_unique<cuda::CudaOps>(0, options.dtype, sizes, options.batch_invariant);
-  return std::make_unique<CudaExecutor>(std::move(ops), config, wide, rotary, options);
+  auto ops = std::make_unique<cuda::CudaOps>(options.device, options.dtype, sizes, options.batch_invariant);
+  if (comm) {
+    ops->join(comm, {limits.max_tokens, wide.logit_rows(), config.hidden, options.batch_invariant, config.vocab_starts,
+                     options.nccl_library, cuda::Transport::automatic});
+  }
+  return std::make_unique<CudaExecutor>(std::move(ops), config, wide, rotary, options, std::move(comm));
 }
 
 }  // namespace oarlock

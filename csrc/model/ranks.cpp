@@ -1,12 +1,13 @@
 #include "model/ranks.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
 namespace oarlock {
 namespace {
 
-constexpr int kHeaderWords = 5;
+constexpr int kHeaderWords = 6;
 constexpr float kLeastTemperature = 1e-5f;  // below it the likeliest token is taken (cpu/sampler)
 
 // Whether the row's token is the likeliest of its logits as they are, with nothing to report about it.
@@ -22,22 +23,22 @@ int64_t words_of_plain(int64_t rows) { return (rows + 3) / 4; }
 
 }  // namespace
 
-PlanChannel::PlanChannel(std::shared_ptr<Comm> comm, const ModelConfig& config, const Limits& limits)
-    : comm_(std::move(comm)), config_(config) {
+PlanChannel::PlanChannel(std::shared_ptr<Comm> comm, const Limits& limits) : comm_(std::move(comm)) {
   int64_t tokens = limits.max_tokens, sequences = limits.max_sequences, rows = limits.max_rows;
-  buffer_.resize(size_t(kHeaderWords + 3 * tokens + 2 * sequences + 1 + sequences * limits.max_blocks_per_sequence + rows +
+  buffer_.resize(size_t(kHeaderWords + 4 * tokens + 2 * sequences + 1 + sequences * limits.max_blocks_per_sequence + rows +
                         words_of_plain(rows)));
-  own_ids_.resize(size_t(tokens));
 }
 
 // The arrays of a plan whose header is known, where they lie in the buffer.
-Batch PlanChannel::view(const Header& header) {
-  Batch batch;
+Plan PlanChannel::view(const Header& header) {
+  Plan plan;
+  Batch& batch = plan.batch;
   batch.tokens = header.tokens, batch.sequences = header.sequences, batch.rows = header.rows;
   batch.block_table_stride = header.block_table_stride;
   const int32_t* next = buffer_.data() + kHeaderWords;
   auto take = [&](int64_t count) { return std::exchange(next, next + count); };
-  const int32_t* ids = take(batch.tokens);
+  batch.token_ids = take(batch.tokens);
+  if (header.fed) plan.token_sources = take(batch.tokens);
   batch.positions = take(batch.tokens);
   batch.slots = take(batch.tokens);
   batch.query_starts = take(batch.sequences + 1);
@@ -45,14 +46,13 @@ Batch PlanChannel::view(const Header& header) {
   batch.block_tables = take(int64_t(batch.sequences) * batch.block_table_stride);
   batch.sample_rows = take(batch.rows);
   batch.plain = reinterpret_cast<const uint8_t*>(take(words_of_plain(batch.rows)));
-  for (int i = 0; i < batch.tokens; ++i) own_ids_[size_t(i)] = ids[i] - int32_t(config_.first_vocab());
-  batch.token_ids = own_ids_.data();
-  return batch;
+  batch.all_plain = std::all_of(batch.plain, batch.plain + batch.rows, [](uint8_t plain) { return plain != 0; });
+  return plan;
 }
 
-Batch PlanChannel::lead(const Plan& plan) {
+Plan PlanChannel::lead(const Plan& plan) {
   const Batch& b = plan.batch;
-  const Header header{int32_t(Order::step), b.tokens, b.sequences, b.rows, b.block_table_stride};
+  const Header header{int32_t(Order::step), b.tokens, b.sequences, b.rows, b.block_table_stride, plan.token_sources != nullptr};
   static_assert(sizeof(header) == kHeaderWords * 4);
   std::memcpy(buffer_.data(), &header, sizeof(header));
   int32_t* next = buffer_.data() + kHeaderWords;
@@ -61,6 +61,7 @@ Batch PlanChannel::lead(const Plan& plan) {
     next += count;
   };
   put(b.token_ids, b.tokens);
+  if (header.fed) put(plan.token_sources, b.tokens);
   put(b.positions, b.tokens);
   put(b.slots, b.tokens);
   put(b.query_starts, b.sequences + 1);
@@ -71,23 +72,25 @@ Batch PlanChannel::lead(const Plan& plan) {
   for (int row = 0; row < b.rows; ++row) plain[row] = is_plain(plan.sampling, row);
   next += words_of_plain(b.rows);
   comm_->broadcast(buffer_.data(), size_t(next - buffer_.data()) * 4, buffer_.size() * 4);
-  return view(header);
+  Plan led = plan;
+  led.batch = view(header).batch;
+  return led;
 }
 
 void PlanChannel::lead(Order order) {
-  const Header header{int32_t(order), 0, 0, 0, 0};
+  const Header header{int32_t(order), 0, 0, 0, 0, 0};
   std::memcpy(buffer_.data(), &header, sizeof(header));
   comm_->broadcast(buffer_.data(), sizeof(header), buffer_.size() * 4);
   comm_->barrier();
 }
 
-Order PlanChannel::follow(Batch& batch) {
+Order PlanChannel::follow(Plan& plan) {
   comm_->broadcast(buffer_.data(), 0, buffer_.size() * 4);
   Header header;
   std::memcpy(&header, buffer_.data(), sizeof(header));
   auto order = Order(header.order);
   if (order == Order::step) {
-    batch = view(header);
+    plan = view(header);
   } else {
     comm_->barrier();
   }

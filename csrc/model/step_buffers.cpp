@@ -84,7 +84,7 @@ void send_pairs(cudaStream_t stream, const Staging& staging, int slot, const int
 
 bool StepShape::operator<(const StepShape& other) const {
   auto key = [](const StepShape& s) {
-    return std::tie(s.tokens, s.sequences, s.rows, s.stride, s.history, s.bias, s.masks, s.settled, s.groups);
+    return std::tie(s.tokens, s.sequences, s.rows, s.stride, s.history, s.bias, s.masks, s.settled, s.groups, s.plain);
   };
   return key(*this) < key(other);
 }
@@ -151,6 +151,7 @@ DeviceStep StepBuffers::send(cudaStream_t stream, int slot, const Plan& plan, co
   step.batch.context_lens = writer.put(b.context_lens, b.sequences, shape.sequences, 0);
   step.batch.sample_rows = writer.put(b.sample_rows, b.rows, shape.rows, 0);
   step.batch.settled = shape.settled;
+  step.batch.all_plain = shape.plain;
   step.batch.groups = shape.groups;
   if (shape.groups > 0) {
     const int members = int(groups.members.size());

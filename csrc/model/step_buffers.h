@@ -20,6 +20,7 @@ struct StepShape {
   bool history = false, bias = false, masks = false;
   bool settled = false;
   int groups = 0;
+  bool plain = false;  // of a split model: Batch::all_plain
 
   bool operator<(const StepShape& other) const;
 };

@@ -77,6 +77,10 @@ class Executor:
         """Another rank: carries out rank 0's next order, which was "step", "beat" or "stop"."""
 
     @property
+    def exchange_seconds(self) -> float:
+        """Of this rank's steps on a GPU, those spent in exchanges with the other ranks; waits for the GPU."""
+
+    @property
     def free_memory(self) -> int:
         """Bytes of device memory that the KV cache may take, before finish; 0 where it is the host's."""
 
@@ -95,6 +99,9 @@ class Executor:
 
 def devices() -> list[str]:
     """What a model can run on in this build: cpu, and cuda if it was built in."""
+
+def cuda_device_count() -> int:
+    """CUDA's devices that this process sees; 0 in a build without cuda, or without a driver."""
 
 def isa() -> str:
     """The instruction set in use: avx2, avx512, avx512_vnni, avx512_bf16 or amx."""

@@ -32,6 +32,9 @@ bool built_for_this_device() {
 
 const Kernels kPortableKernels = {"portable",
                                   portable::product,
+                                  [](cudaStream_t, const Device&, const StreamWeight&, Tensor, Tensor, const Channel&) {
+                                    return false;
+                                  },
                                   portable::attend_shared,
                                   portable::attend_decode,
                                   portable::attend_each,

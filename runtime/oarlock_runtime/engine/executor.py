@@ -11,7 +11,7 @@ from pathlib import Path
 from oarlock_runtime import _C
 from oarlock_runtime.engine.memory import available_memory
 from oarlock_runtime.engine.plan import BLOCK_TOKENS, StepPlan, StepResult
-from oarlock_runtime.engine.ranks import Ranks
+from oarlock_runtime.engine.ranks import Ranks, nccl_library
 from oarlock_runtime.errors import SettingError
 from oarlock_runtime.models.checkpoint import Checkpoint
 from oarlock_runtime.models.loading import LoadProgress, Quantization, load_weights
@@ -85,6 +85,11 @@ class CoreExecutor:
         """Rank 0 of a split model: ends the other ranks' loops."""
         self._core.stop_followers()
 
+    @property
+    def exchange_seconds(self) -> float:
+        """Of this rank's steps on a GPU, those spent in exchanges with the others, waiting for them included."""
+        return self._core.exchange_seconds
+
     def follow(self) -> str:
         """Another rank: carries out rank 0's next order: "step", "beat" or "stop"."""
         return self._core.follow()
@@ -136,6 +141,8 @@ def load_executor(
             "max_blocks_per_sequence": blocks_per_sequence,
             "batch_invariant": options.batch_invariant,
             "graphs": options.graphs,
+            "device_index": ranks.local if ranks is not None else 0,
+            "nccl_library": nccl_library() if ranks is not None else "",
             "comm": ranks.comm if ranks is not None else None,
             "vocab_starts": starts,
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 from oarlock_runtime import _C
 from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
-from oarlock_runtime.engine.ranks import Ranks, open_comm
+from oarlock_runtime.engine.ranks import Ranks, open_comm, require_devices
 from oarlock_runtime.models.checkpoint import Checkpoint
 
 Open = Callable[[int, int], Checkpoint]  # the model as a rank, and one of so many, needs it
@@ -25,14 +25,23 @@ class SplitModel:
 
     executor: CoreExecutor
     comm: _C.Comm
+    device: str
+
+    @property
+    def exchange_seconds(self) -> float:
+        """That rank 0 has spent in exchanges, waiting for other ranks included."""
+        return self.comm.seconds if self.device == "cpu" else self.executor.exchange_seconds
 
 
 @contextmanager
 def split_model(opened: Open, options: ExecutorOptions, world: int) -> Iterator[SplitModel]:
     """The model that `opened` opens (in every process: it must be picklable), split over `world` ranks.
 
-    On leaving, the other ranks are told to stop and waited for. ConnectionError when one of them is lost.
+    On leaving, the other ranks are told to stop and waited for. ConnectionError when one of them is lost, SettingError
+    when there are fewer GPUs than ranks.
     """
+    if options.device == "cuda":
+        require_devices(world, f"a model over {world} ranks")
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(world - 1)]
     children = [
@@ -45,7 +54,7 @@ def split_model(opened: Open, options: ExecutorOptions, world: int) -> Iterator[
             theirs.close()  # so that a child's end is seen here
         ranks = _join(0, world, [own for own, _ in pipes])
         executor = load_executor(opened(0, world), options, ranks=ranks)
-        yield SplitModel(executor, ranks.comm)
+        yield SplitModel(executor, ranks.comm, options.device)
         executor.beat()
         executor.stop_followers()
         for child in children:
@@ -71,7 +80,7 @@ def _join(rank: int, world: int, pipes: list[Connection]) -> Ranks:
         pipes[0].send(comm.address)
         addresses = _receive(pipes[0])
     comm.connect(addresses, [f"process {index}" for index in range(world)])
-    return Ranks(rank, world, comm)
+    return Ranks(rank, world, comm, local=rank)
 
 
 def _receive(pipe: Connection) -> Any:

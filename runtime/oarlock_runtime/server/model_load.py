@@ -9,7 +9,7 @@ import numpy as np
 from oarlock_runtime import __version__
 from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor, usable_threads
 from oarlock_runtime.engine.plan import BLOCK_TOKENS
-from oarlock_runtime.engine.ranks import Ranks, open_comm
+from oarlock_runtime.engine.ranks import Ranks, open_comm, require_devices
 from oarlock_runtime.errors import OarlockError
 from oarlock_runtime.ipc.formation import Member, form
 from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
@@ -42,10 +42,12 @@ def context_of(settings: Settings, longest: int) -> int:
 def join_ranks(settings: Settings, checkpoint: Checkpoint, place: Place, rank: int, control: Control) -> Ranks | None:
     """Meets the other ranks; None when there are none. Until the model is loaded, they may take `start_timeout`.
 
-    FormationError, or OarlockError, when they do not come together.
+    FormationError, or OarlockError, when they do not come together; SettingError when this host has too few GPUs.
     """
     if not place.split:
         return None
+    if settings.device == "cuda":
+        require_devices(len(place.local_ranks), f"MP_NUM={place.world} over MP_NNODE={len(place.addresses)}")
     control.send("loading", what=f"waiting for the other ranks of {place.world}", share=0.0)
     host = place.addresses[0]
     store = f"[{host}]:{settings.group_port}" if ":" in host else f"{host}:{settings.group_port}"
@@ -66,7 +68,7 @@ def join_ranks(settings: Settings, checkpoint: Checkpoint, place: Place, rank: i
     except (RuntimeError, ConnectionError) as error:  # from the core
         raise OarlockError(str(error)) from error
     _log.info("rank %d of %d: all are here after %.1f s", rank, place.world, time.monotonic() - begin)
-    return Ranks(rank, place.world, comm)
+    return Ranks(rank, place.world, comm, local=rank - place.local_ranks.start)
 
 
 def load_model(
@@ -105,7 +107,8 @@ def _facts(settings: Settings, checkpoint: Checkpoint) -> dict[str, str]:
     tensors = sorted((name, ref.shape, ref.format) for name, ref in checkpoint.tensors())
     norms = np.concatenate([checkpoint[name].read() for name in ("layers.0.attn_norm", "final_norm")])
     model = hashlib.sha256(repr((checkpoint.spec, tensors)).encode() + norms.tobytes()).hexdigest()
-    named = ("device", "dtype", "quantization", "max_sequences", "max_context", "max_batched_tokens")
+    named = ["device", "dtype", "quantization", "max_sequences", "max_context", "max_batched_tokens"]
+    named += ["batch_invariant", "cuda_graphs"]  # which decide how a GPU's steps are padded
     return {
         "version": __version__,
         "model": model[:16],

@@ -54,8 +54,6 @@ def place_of(settings: Settings) -> Place:
     nodes, world = settings.nnodes, settings.ranks or settings.nnodes
     if world % nodes:
         raise SettingError(f"MP_NUM={world} is not a multiple of MP_NNODE={nodes}: each node runs as many ranks")
-    if settings.device == "cuda" and world > 1:
-        raise SettingError(f"MP_NUM={world}: a model can't be split over GPUs yet; give MP_NUM=1, or device cpu")
     if nodes == 1:
         return Place((settings.pod_0_ip or _LOOPBACK,), 0, world)
     listed = [address.strip() for address in settings.pod_ips.split(",") if address.strip()]

@@ -31,8 +31,9 @@ def test_rank_0_is_at_pod_0_ip_and_the_others_follow_in_order() -> None:
     ]
 
 
-def test_several_ranks_of_one_host_need_no_addresses() -> None:
-    here = place_of(Settings.load(["--ranks", "2"], {}))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_several_ranks_of_one_host_need_no_addresses(device: str) -> None:
+    here = place_of(Settings.load(["--ranks", "2", "--device", device], {}))
     assert (here.addresses, list(here.local_ranks), here.split) == (("127.0.0.1",), [0, 1], True)
 
 
@@ -47,7 +48,6 @@ def test_several_ranks_of_one_host_need_no_addresses() -> None:
         ({"POD_0_IP": "10.0.0.9"}, "POD_0_IP=10.0.0.9 is not one of POD_IPS=10.0.0.2,10.0.0.1"),
         ({"HOST_IP": "10.0.0.9"}, "HOST_IP=10.0.0.9 must be one of POD_IPS="),
         ({"HOST_IP": ""}, "HOST_IP is not set: it must be one of POD_IPS="),
-        ({"DEVICE": "gpu"}, "can't be split over GPUs yet"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, str], message: str) -> None:

@@ -49,7 +49,10 @@ class Served:
         ports += ["--grpc-port", str(grpc)]
         small = ["--kv-memory", "16MiB", "--threads", "1", "--cache-dir", str(cache)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("OARLOCK_")}
-        environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+        # The package that this process has: on a GPU machine it is a build beside the sources.
+        environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [environ.get("PYTHONPATH"), str(Path(__file__).parents[2])])
+        )
         # What a killed supervisor can't clean up goes with it; a short path, since it ends up in a socket's name.
         self._scratch = tempfile.TemporaryDirectory(prefix="served-")
         environ["TMPDIR"] = self._scratch.name
