@@ -38,9 +38,10 @@ struct Tensor {
 // The q*_ kinds are GGUF blocks of 32 along k: q8_0 = f16 d, int8[32]; q4_0 = f16 d, nibbles; q4_1 = f16 d, f16 m, nibbles.
 enum class SourceFormat : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
 
-// How a weight is held. int8: w = d*q per 32 along k (q8_0's own bits). int4: w = d*q + m per 32 (q4_1's own bits; q4_0 has
-// m = -8d). keep: the checkpoint's own bits for q8_0/q4_0/q4_1, else the compute dtype.
-enum class WeightFormat : uint8_t { keep, f32, f16, bf16, int8, int4 };
+// How a weight is held. int8: w = s*q, one float32 scale for a span of up to 576 along k. int8_groups: w = d*q per 32 (q8_0's
+// own bits). int4: w = d*q + m per 32 (q4_1's own bits; q4_0 has m = -8d). keep: the checkpoint's own bits for q8_0/q4_0/q4_1,
+// else the compute dtype.
+enum class WeightFormat : uint8_t { keep, f32, f16, bf16, int8, int8_groups, int4 };
 
 // A piece of a weight's rows in host memory. Several pieces stacked along n make one weight (q, k, v; gate, up).
 struct WeightPiece {

@@ -207,10 +207,11 @@ void bench(Decoder& decoder, TimedOps& ops, const Step& step, double rate) {
 
 int run(int argc, char** argv) {
   const std::string name = argc > 1 ? argv[1] : "bf16";
-  const WeightFormat format = name == "f32"    ? WeightFormat::f32
-                              : name == "int8" ? WeightFormat::int8
-                              : name == "int4" ? WeightFormat::int4
-                                               : WeightFormat::bf16;
+  const WeightFormat format = name == "f32"           ? WeightFormat::f32
+                              : name == "int8"        ? WeightFormat::int8
+                              : name == "int8_groups" ? WeightFormat::int8_groups
+                              : name == "int4"        ? WeightFormat::int4
+                                                      : WeightFormat::bf16;
   std::vector<int> counts;
   for (int i = 2; i < argc; ++i) counts.push_back(std::atoi(argv[i]));
   if (counts.empty()) counts = {128, 1024, -1, -32};

@@ -104,7 +104,7 @@ void bench(const Floors& floors, ThreadPool& pool, const Shape& shape, WeightFor
     }
     double time = median(times), work = 2.0 * double(count) * double(shape.n) * double(shape.k);
     double rate = w.compute == DType::f32 ? floors.f32 : floors.bf16;
-    if (w.kernel->input == Input::digits) rate = floors.int8 / 2;  // two digits of x
+    if (w.kernel->input == Input::digits || w.kernel->input == Input::span_digits) rate = floors.int8 / 2;  // two digits of x
     double read = double(w.bytes) / floors.bandwidth, compute = work / rate, floor = std::max(read, compute);
     std::printf(" | %4ld: %7.1f us %s%3.0f%%", long(count), time * 1e6, read > compute ? "read " : "unit ", 100 * floor / time);
   }
@@ -125,7 +125,8 @@ int main(int argc, char** argv) {
   try {
     ThreadPool pool(int(std::max(1u, std::thread::hardware_concurrency())));
     Floors floors = measure_floors(pool);
-    for (WeightFormat format : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4, WeightFormat::f32})
+    for (WeightFormat format :
+         {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int8_groups, WeightFormat::int4, WeightFormat::f32})
       for (const Shape& shape : kShapes) bench(floors, pool, shape, format, rows, seconds);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "gemm_bench: %s\n", error.what());

@@ -36,11 +36,6 @@ uint16_t to_f16(float value) {
 
 float f16_value(uint16_t bits) { return to_float(f16{bits}); }
 
-int nearest_code(float value, float scale, int least, int greatest) {
-  if (scale == 0 || !std::isfinite(value)) return 0;
-  return int(std::clamp(std::nearbyint(value / scale), float(least), float(greatest)));
-}
-
 // Offset of element i of a group within its codes, and which nibble holds it (int4).
 struct Place {
   int byte, shift;
@@ -63,6 +58,11 @@ Place place(Layout layout, int i, int column) {
 bool is_int4(Layout layout) { return layout == Layout::int4_quads || layout == Layout::int4_pairs; }
 
 }  // namespace
+
+int nearest_code(float value, float scale, int least, int greatest) {
+  if (scale == 0 || !std::isfinite(value)) return 0;
+  return int(std::clamp(std::nearbyint(value / scale), float(least), float(greatest)));
+}
 
 int64_t source_row_bytes(SourceFormat format, int64_t k) {
   switch (format) {
@@ -88,14 +88,14 @@ void read_floats(const WeightPiece& piece, int64_t row, float* out) {
   } else if (piece.format == SourceFormat::f16) {
     for (int64_t i = 0; i < piece.k; ++i) out[i] = f16_value(load16(from + 2 * i));
   } else {
-    WeightFormat format = piece.format == SourceFormat::q8_0 ? WeightFormat::int8 : WeightFormat::int4;
+    WeightFormat format = piece.format == SourceFormat::q8_0 ? WeightFormat::int8_groups : WeightFormat::int4;
     for (int64_t g = 0; g < piece.k / kGroup; ++g)
       dequantize_group(format, read_group(piece, row, g, format), out + g * kGroup);
   }
 }
 
 bool holds_groups(SourceFormat source, WeightFormat format) {
-  if (format == WeightFormat::int8) return source == SourceFormat::q8_0;
+  if (format == WeightFormat::int8_groups) return source == SourceFormat::q8_0;
   return format == WeightFormat::int4 && (source == SourceFormat::q4_0 || source == SourceFormat::q4_1);
 }
 
@@ -104,7 +104,7 @@ Group read_group(const WeightPiece& piece, int64_t row, int64_t index, WeightFor
   from += source_row_bytes(piece.format, index * kGroup);
   Group group;
   group.d = load16(from);
-  if (format == WeightFormat::int8) {
+  if (format == WeightFormat::int8_groups) {
     for (int i = 0; i < kGroup; ++i) group.codes[i] = uint8_t(from[2 + i] + 128);  // int8 q as q + 128
     return group;
   }
@@ -121,7 +121,7 @@ Group read_group(const WeightPiece& piece, int64_t row, int64_t index, WeightFor
 
 Group quantize_group(const float* values, WeightFormat format) {
   Group group;
-  if (format == WeightFormat::int8) {
+  if (format == WeightFormat::int8_groups) {
     float greatest = 0;
     for (int i = 0; i < kGroup; ++i) greatest = std::max(greatest, std::fabs(values[i]));
     group.d = to_f16(greatest / 127.0f);
@@ -177,7 +177,7 @@ Group read_packed_group(Layout layout, const uint8_t* panel, int64_t index, int 
 void dequantize_group(WeightFormat format, const Group& group, float* out) {
   float d = f16_value(group.d), m = f16_value(group.m);
   for (int i = 0; i < kGroup; ++i)
-    out[i] = format == WeightFormat::int8 ? d * float(int(group.codes[i]) - 128) : d * float(group.codes[i]) + m;
+    out[i] = format == WeightFormat::int8_groups ? d * float(int(group.codes[i]) - 128) : d * float(group.codes[i]) + m;
 }
 
 }  // namespace oarlock::cpu

@@ -30,15 +30,21 @@ struct Case {
 };
 
 const char* name_of(WeightFormat format) {
-  constexpr const char* kNames[] = {"keep", "f32", "f16", "bf16", "int8", "int4"};
+  constexpr const char* kNames[] = {"keep", "f32", "f16", "bf16", "int8", "int8_groups", "int4"};
   return kNames[int(format)];
 }
 
 // Error allowed of |sum of products| magnitude: float32 sums, bf16 rounding of activations or weights, 15-bit activations.
 double tolerance(const PackedWeight& w) {
-  bool quantized = w.format == WeightFormat::int8 || w.format == WeightFormat::int4;
+  bool quantized = w.format == WeightFormat::int8 || w.format == WeightFormat::int8_groups || w.format == WeightFormat::int4;
   if (w.compute == DType::f32 || !quantized) return 2e-6;
   return w.kernel->input == Input::raised ? 4.5e-3 : 4e-6;  // bf16 weights; else the activations' scale adds its own term
+}
+
+// Whether x is rounded to 15-bit integers.
+bool rounds_x(const Kernel& kernel) {
+  return kernel.input == Input::digits || kernel.input == Input::words || kernel.input == Input::span_digits ||
+         kernel.input == Input::span_words;
 }
 
 std::vector<uint8_t> random_source(const Case& c, std::mt19937& random) {
@@ -134,8 +140,7 @@ struct Checker {
       for (int64_t i = 0; i < cols; ++i) {
         double want = expected[r * cols + i], allowed = tolerance(w) * magnitude[r * cols + i];
         // 15-bit activations: half a step of the row's greatest, over random signs.
-        if (w.kernel->input == Input::digits || w.kernel->input == Input::words)
-          allowed += magnitude[r * cols + i] * 4e-4 * std::max(1.0f, greatest);
+        if (rounds_x(*w.kernel)) allowed += magnitude[r * cols + i] * 4e-4 * std::max(1.0f, greatest);
         allowed += std::fabs(want) * (c.float_out ? 1e-5 : 4.5e-3) + 1e-6;
         double error = std::fabs(got.values[r * cols + i] - want) / allowed;
         worst[w.kernel->name] = std::max(worst[w.kernel->name], error);
@@ -191,7 +196,7 @@ struct Checker {
         if (!std::isnan(spread.values[poisoned * cols + i])) return fail(c, isa, "NaN in a row of x got lost");
       std::copy_n(whole.values.begin() + poisoned * cols, cols, spread.values.begin() + poisoned * cols);
       if (!(spread == whole)) fail(c, isa, "NaN in a row of x changed another row");
-      if (w->kernel->input == Input::digits || w->kernel->input == Input::words) {
+      if (rounds_x(*w->kernel) && !(c.gated && isa == Isa::amx)) {  // whose silu is its own
         for (auto& [other, result] : integers)
           if (!(result == whole)) fail(c, isa, "integer products differ from those of " + other);
         integers[oarlock::name_of(isa)] = whole;
@@ -210,7 +215,8 @@ struct Checker {
     c.k = 32 * pick(1, 1 + int(random() % 40), 2, 3, 18, 64, 97 + int(random() % 31));
     c.source = pick(SourceFormat::f32, SourceFormat::bf16, SourceFormat::f16, SourceFormat::q8_0, SourceFormat::q4_0,
                     SourceFormat::q4_1);
-    c.format = pick(WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int4, WeightFormat::keep);
+    c.format = pick(WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int8, WeightFormat::int8_groups,
+                    WeightFormat::int4, WeightFormat::keep);
     c.compute = pick(DType::bf16, DType::bf16, DType::f32);
     c.gated = random() % 4 == 0;
     c.bias = random() % 2;

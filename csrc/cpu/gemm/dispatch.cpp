@@ -23,6 +23,11 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
       if (compute == DType::bf16 && isa == Isa::avx512_bf16) return kDotBf16;
       return wide ? kAvx512Bf16 : kAvx2Bf16;
     case WeightFormat::int8:
+      if (compute == DType::f32) return wide ? kAvx512Int8SpansF32 : kAvx2Int8SpansF32;
+      if (isa == Isa::amx) return kAmxInt8Spans;
+      if (isa >= Isa::avx512_vnni) return kVnniInt8Spans;
+      return wide ? kAvx512Int8Spans : kAvx2Int8Spans;
+    case WeightFormat::int8_groups:
       if (compute == DType::f32) return wide ? kAvx512Int8F32 : kAvx2Int8F32;
       if (tiles) return kAmxInt8;
       if (isa >= Isa::avx512_vnni) return kVnniInt8;
@@ -49,9 +54,12 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 // Bytes of a prepared row, and of its terms by group.
 int64_t prepared_row(Input input, int64_t rows, int64_t k) {
   if (input == Input::as_is) return 0;
+  if (input == Input::span_digits || input == Input::span_words) return 2 * whole_tiles(k);
   return (input == Input::f32 || (input == Input::raised && rows == 1) ? 4 : 2) * k;
 }
-int64_t term_row(Input input, int64_t k) { return input == Input::digits || input == Input::words ? term_stride(k) : 0; }
+int64_t term_row(Input input, int64_t k) {
+  return input == Input::as_is || input == Input::f32 || input == Input::tiles || input == Input::raised ? 0 : term_stride(k);
+}
 
 // Panels into pieces: fours, then pairs, then, unless panels belong together, single ones.
 struct Pieces {
@@ -141,20 +149,20 @@ struct Plan {
     // Tiles: sums rest between parts of a long k, for kMaxRows rows; otherwise they leave at once, for any number.
     int64_t most = deep_kernel ? (long_k ? kMaxRows : std::min<int64_t>(fitting, 1024)) : std::min<int64_t>(fitting, kMaxRows);
     most = std::max<int64_t>(most, 32);
-    if (a.in_place) {
+    if (a.in_place || (kernel.layout == Layout::int8_spans && deep_kernel && a.rows > kNearRows)) {
       near = true;
       most = std::clamp<int64_t>(round_up((a.rows + threads - 1) / threads, 32), kNearRows, kMaxRows);
     }
     chunks = (a.rows + most - 1) / most;
     chunk = round_up((a.rows + chunks - 1) / chunks, 32);
     chunks = (a.rows + chunk - 1) / chunk;
-    if (near) {
+    if (a.in_place) {
       deep = std::clamp<int64_t>(kHeldBytes / w.panel_bytes / 4 * 4, 2, kHeldPanels);
       count = (w.panels + deep - 1) / deep;
     } else if (deep_kernel && a.rows > 64) {
       // Wide pieces read x less often where it does not stay in the cache, if enough of them are left for the threads.
       int64_t enough = w.panels * chunks / (6 * threads) / 2 * 2;
-      deep = std::clamp<int64_t>(enough, 2, long_k ? kDeepPanels : 8);
+      deep = std::clamp<int64_t>(enough, 2, long_k ? kernel.most_panels : 8);
       count = (w.panels + deep - 1) / deep;
     }
   }

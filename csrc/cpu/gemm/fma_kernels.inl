@@ -42,9 +42,19 @@ void widen_rows(const Prepare& job, int64_t first, int64_t last) {
 
 constexpr int kExpandChunk = 256;  // elements of k: 64 KiB of floats for four panels
 
-// [count][16] floats of groups [first, first + count / 32) of a panel in the `quads` layout.
-template <bool kInt4>
-void expand_panel(const uint8_t* panel, int64_t first, int64_t count, float* out) {
+// [count][16] floats of k from 32 * first on, of a panel whose codes are in quads; span: tiles of one.
+template <Layout kLayout>
+void expand_panel(const uint8_t* panel, int64_t span, int64_t first, int64_t count, float* out) {
+  constexpr bool kInt4 = kLayout == Layout::int4_quads;
+  if (kLayout == Layout::int8_spans) {
+    for (int64_t at = first * kGroup; at < first * kGroup + count; at += 4, out += 4 * kPanel) {
+      const uint8_t* codes = panel + span_place(at / 64, span) + at % 64 * kPanel;
+      const float* scales = reinterpret_cast<const float*>(panel + at / 64 / span * span_bytes(span));
+      for (int col = 0; col < kPanel; ++col)
+        for (int j = 0; j < 4; ++j) out[j * kPanel + col] = scales[col] * float(int8_t(codes[col * 4 + j]));
+    }
+    return;
+  }
   for (int64_t group = first; group < first + count / kGroup; ++group) {
     GroupView view = group_view<kInt4>(panel, group);
     float d[kPanel], m[kPanel];
@@ -66,7 +76,7 @@ void expand_panel(const uint8_t* panel, int64_t first, int64_t count, float* out
   }
 }
 
-template <bool kInt4>
+template <Layout kLayout>
 void expanded_product(const Product& job) {
   float* scratch = reinterpret_cast<float*>(job.scratch);
   constexpr int64_t kPanelScratch = kExpandChunk * kPanel;
@@ -74,7 +84,8 @@ void expanded_product(const Product& job) {
   for (int64_t first = 0; first < job.x->k; first += kExpandChunk) {
     int64_t count = job.x->k - first < kExpandChunk ? job.x->k - first : kExpandChunk;
     for (int panel = 0; panel < job.panels; ++panel)
-      expand_panel<kInt4>(job.weights + panel * job.panel_bytes, first / kGroup, count, scratch + panel * kPanelScratch);
+      expand_panel<kLayout>(job.weights + panel * job.panel_bytes, span_tiles(job.x->k), first / kGroup, count,
+                            scratch + panel * kPanelScratch);
     dense_chunk<FmaF32>(job, job.x->data + job.row0 * job.x->stride + first * 4, job.scratch, kPanelScratch * 4, 0, count / 2,
                         first == 0, first + count == job.x->k);
   }

@@ -51,6 +51,13 @@ struct Words {
     return _mm512_cvtepu8_epi16(bytes);
   }
 
+  // Sums of neighbours: of columns 0-7 and 8-15 to those of 0-15.
+  OARLOCK_INLINE Ints by_column(Ints left, Ints right) {
+    const Ints evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const Ints odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_permutex2var_epi32(left, evens, right), _mm512_permutex2var_epi32(left, odds, right));
+  }
+
   template <int R, int P, bool kInt4>
   OARLOCK_INLINE void dots(const uint8_t* const* codes, const uint8_t* x, int64_t stride, const int32_t* start,
                            Ints (*out)[P]) {
@@ -73,34 +80,78 @@ struct Words {
         }
       }
     }
-    const Ints evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const Ints odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        out[r][p] = _mm512_add_epi32(_mm512_permutex2var_epi32(left[r][p], evens, right[r][p]),
-                                     _mm512_permutex2var_epi32(left[r][p], odds, right[r][p]));
+        out[r][p] = by_column(left[r][p], right[r][p]);
         if (!kInt4) out[r][p] = _mm512_add_epi32(out[r][p], _mm512_set1_epi32(start[r]));
       }
     }
+  }
+
+  static constexpr bool kTerms = false;
+
+  template <int R, int P>
+  OARLOCK_INLINE void span_dots(const uint8_t* const* codes, const uint8_t* x, int64_t stride, int64_t tiles, const int32_t*,
+                                Ints (*out)[P]) {
+    Ints left[R][P], right[R][P];  // sums of k pairs: columns 0-7 and 8-15
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) left[r][p] = right[r][p] = _mm512_setzero_si512();
+    for (int64_t quad = 0; quad < 16 * tiles; ++quad) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const __m256i* w = reinterpret_cast<const __m256i*>(codes[p] + quad * 64);
+        Ints first = _mm512_cvtepi8_epi16(w[0]), second = _mm512_cvtepi8_epi16(w[1]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          int64_t four;
+          __builtin_memcpy(&four, x + r * stride + quad * 8, 8);
+          left[r][p] = _mm512_add_epi32(left[r][p], _mm512_madd_epi16(first, _mm512_set1_epi64(four)));
+          right[r][p] = _mm512_add_epi32(right[r][p], _mm512_madd_epi16(second, _mm512_set1_epi64(four)));
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) out[r][p] = by_column(left[r][p], right[r][p]);
   }
 };
 
 #include "cpu/gemm/fma_kernels.inl"
 #include "cpu/gemm/integer.inl"
+#include "cpu/gemm/span_words.inl"
+#include "cpu/gemm/spans.inl"
 
 }  // namespace
 
 const Kernel kAvx512F32 = {"avx512 f32", Layout::f32, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaF32>};
 const Kernel kAvx512Bf16 = {"avx512 bf16", Layout::bf16, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaBf16>};
-const Kernel kAvx512Int8F32 = {"avx512 int8 as f32", Layout::int8_quads,     Input::f32, 256 << 10, kMaxPanels,
-                               widen_rows,           expanded_product<false>};
-const Kernel kAvx512Int4F32 = {"avx512 int4 as f32", Layout::int4_quads,    Input::f32, 256 << 10, kMaxPanels,
-                               widen_rows,           expanded_product<true>};
-const Kernel kAvx512Int8 = {"avx512 int8",        Layout::int8_quads,           Input::words, 256 << 10, kMaxPanels,
+const Kernel kAvx512Int8F32 = {
+    "avx512 int8 groups as f32",         Layout::int8_quads, Input::f32, 256 << 10, kMaxPanels, widen_rows,
+    expanded_product<Layout::int8_quads>};
+const Kernel kAvx512Int4F32 = {"avx512 int4 as f32",
+                               Layout::int4_quads,
+                               Input::f32,
+                               256 << 10,
+                               kMaxPanels,
+                               widen_rows,
+                               expanded_product<Layout::int4_quads>};
+const Kernel kAvx512Int8 = {"avx512 int8 groups", Layout::int8_quads,           Input::words, 256 << 10, kMaxPanels,
                             quantize_rows<false>, integer_product<Words, false>};
 const Kernel kAvx512Int4 = {"avx512 int4",        Layout::int4_quads,          Input::words, 256 << 10, kMaxPanels,
                             quantize_rows<false>, integer_product<Words, true>};
+const Kernel kAvx512Int8SpansF32 = {"avx512 int8 as f32",
+                                    Layout::int8_spans,
+                                    Input::f32,
+                                    256 << 10,
+                                    kMaxPanels,
+                                    widen_rows,
+                                    expanded_product<Layout::int8_spans>};
+const Kernel kAvx512Int8Spans = {"avx512 int8", Layout::int8_spans, Input::span_words,  256 << 10,
+                                 kMaxPanels,    word_rows,          span_product<Words>};
 
 }  // namespace oarlock::cpu

@@ -72,12 +72,15 @@ struct Vnni {
 };
 
 #include "cpu/gemm/integer.inl"
+#include "cpu/gemm/span_digits.inl"
 
 }  // namespace
 
-const Kernel kVnniInt8 = {"avx512_vnni int8",  Layout::int8_quads,          Input::digits, 256 << 10, kMaxPanels,
-                          quantize_rows<true>, integer_product<Vnni, false>};
+const Kernel kVnniInt8 = {"avx512_vnni int8 groups", Layout::int8_quads,          Input::digits, 256 << 10, kMaxPanels,
+                          quantize_rows<true>,       integer_product<Vnni, false>};
 const Kernel kVnniInt4 = {"avx512_vnni int4",  Layout::int4_quads,         Input::digits, 256 << 10, kMaxPanels,
                           quantize_rows<true>, integer_product<Vnni, true>};
+const Kernel kVnniInt8Spans = {"avx512_vnni int8", Layout::int8_spans, Input::span_digits,  256 << 10,
+                               kMaxPanels,         digit_rows,         span_product<Digits>};
 
 }  // namespace oarlock::cpu

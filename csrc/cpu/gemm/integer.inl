@@ -10,27 +10,20 @@
 #pragma once
 
 #include "cpu/gemm/epilogue.inl"
-
-constexpr int kLargest = 127 * 128;  // of |q|: a high digit of 7 bits and a sign, a low one of -64..63
+#include "cpu/gemm/rounding.inl"
 
 // Row by row: q in the policy's form (digits: 32 high then 32 low bytes a group; words: int16), terms and scale.
 template <bool kDigits>
 void quantize_rows(const Prepare& job, int64_t first, int64_t last) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   for (int64_t row = first; row < last; ++row) {
     const uint16_t* from = job.x.as<uint16_t>() + row * job.x.stride;
-    int32_t greatest = 0;  // of |x|, as bits: infinities and NaN come last
+    uint16_t greatest = 0;
     for (int64_t i = 0; i < job.x.cols; ++i) {
-      int32_t bits = from[i] & 0x7fff;
+      uint16_t bits = from[i] & 0x7fff;
       greatest = bits > greatest ? bits : greatest;
     }
-    greatest <<= 16;
-    float most, scale, inverse;
-    __builtin_memcpy(&most, &greatest, 4);
-    scale = most / float(kLargest);
-    inverse = most < 1e-30f ? 0.0f : float(kLargest) / most;
-    if (greatest >= 0x7f800000) scale = __builtin_nanf("");  // the whole row becomes NaN
-    job.scales[row] = scale;
+    const RowScale scale = row_scale(greatest);
+    job.scales[row] = scale.scale;
     uint8_t* to = job.data + row * job.stride;
     uint8_t* terms = job.terms + row * term_stride(job.x.cols);
     for (int64_t group = 0; group < job.x.cols / kGroup; ++group, from += kGroup, to += 2 * kGroup, terms += 4) {
@@ -39,10 +32,10 @@ void quantize_rows(const Prepare& job, int64_t first, int64_t last) {
         uint32_t bits = uint32_t(from[i]) << 16;
         float value;
         __builtin_memcpy(&value, &bits, 4);
-        value = value * inverse + kMagic;
+        value = __builtin_fmaf(value, scale.inverse, kMagic);
         int32_t rounded;
         __builtin_memcpy(&rounded, &value, 4);
-        q[i] = rounded - 0x4b400000;
+        q[i] = rounded - kMagicBits;
         sum += q[i];
       }
       if (kDigits) {

@@ -26,12 +26,31 @@ constexpr int64_t kWeightScratch = 128 << 10;  // bytes a thread has for weights
 // Panels' layouts. f32: [k][16]. bf16: [k/2][16][2], so that 32 of k are one 1 KiB tile. The quantized ones are records
 // of two groups: f16 scales d[2][16], for int4 f16 offsets m[2][16], then the codes of each group: `quads` [8][16][4]
 // (int8 as u = q + 128; int4: even quads in low nibbles, odd ones in high), `pairs` [16][16][2] (int8 as q; int4 see amx.cpp).
-enum class Layout : uint8_t { f32, bf16, int8_quads, int4_quads, int8_pairs, int4_pairs };
+// int8_spans: a record a span, float32 scales [16], then q as [k/4][16][4], so that 64 of k are one 1 KiB tile; k is
+// filled up to a multiple of 64 with zeros.
+enum class Layout : uint8_t { f32, bf16, int8_quads, int4_quads, int8_pairs, int4_pairs, int8_spans };
 
+constexpr int64_t kSpanScales = kPanel * 4;  // bytes before the codes of a span
+constexpr int64_t kMostSpan = 9;             // tiles of 64 k that share a scale; sums of up to 16 fit 32 bits
 constexpr int64_t kInt8Record = 2 * (32 + 512), kInt4Record = 2 * (32 + 32 + 256);
+
+// k as the codes of int8_spans and what they meet are stored.
+OARLOCK_INLINE int64_t whole_tiles(int64_t k) { return (k + 63) / 64 * 64; }
+// Tiles of a span, but for the last, which may have fewer: as even as k allows.
+OARLOCK_INLINE int64_t span_tiles(int64_t k) {
+  int64_t tiles = whole_tiles(k) / 64, spans = (tiles + kMostSpan - 1) / kMostSpan;
+  return (tiles + spans - 1) / spans;
+}
+OARLOCK_INLINE int64_t span_bytes(int64_t tiles) { return kSpanScales + tiles * 1024; }
+// Where tile `tile` of k lies in a panel of spans of `span` tiles.
+OARLOCK_INLINE int64_t span_place(int64_t tile, int64_t span) { return (tile / span + 1) * kSpanScales + tile * 1024; }
 
 OARLOCK_INLINE int64_t panel_bytes(Layout layout, int64_t k) {
   int64_t records = (k / kGroup + 1) / 2;
+  if (layout == Layout::int8_spans) {
+    int64_t tiles = whole_tiles(k) / 64, span = span_tiles(k);
+    return (tiles + span - 1) / span * kSpanScales + tiles * 1024;
+  }
   if (layout == Layout::f32) return k * kPanel * 4;
   if (layout == Layout::bf16) return k * kPanel * 2;
   return records * (layout == Layout::int8_quads || layout == Layout::int8_pairs ? kInt8Record : kInt4Record);
@@ -53,7 +72,7 @@ OARLOCK_INLINE GroupView group_view(const uint8_t* panel, int64_t group) {
 }
 
 // Activations as a kernel's prepare() leaves them: row r at data + r * stride (AMX: see gemm_amx.cpp).
-// The integer kernels also have a scale a row, and a 4-byte term a row and group: -128 * sum(q) as int32 for int8, sum(q) as
+// The integer kernels also have a scale a row, and 4-byte terms: by group or span -128 * sum(q) as int32 for int8, sum(q) as
 // float for int4.
 struct Activations {
   const uint8_t* data = nullptr;
@@ -97,7 +116,8 @@ struct Product {
   uint8_t* scratch = nullptr;  // kWeightScratch bytes
 };
 
-enum class Input : uint8_t { as_is, f32, tiles, raised, digits, words };  // what prepare() makes of x
+// What prepare() makes of x. Digits and words are 15-bit integers, by groups (integer.inl) or by spans (spans.inl).
+enum class Input : uint8_t { as_is, f32, tiles, raised, digits, words, span_digits, span_words };
 
 struct Kernel {
   const char* name;
@@ -112,11 +132,12 @@ struct Kernel {
 // The kernels of an instruction set, by layout; compiled in a file each.
 extern const Kernel kAvx2F32, kAvx2Bf16, kAvx2Int8, kAvx2Int4, kAvx2Int8F32, kAvx2Int4F32;
 extern const Kernel kAvx512F32, kAvx512Bf16, kAvx512Int8, kAvx512Int4, kAvx512Int8F32, kAvx512Int4F32;
+extern const Kernel kAvx2Int8Spans, kAvx2Int8SpansF32, kAvx512Int8Spans, kAvx512Int8SpansF32, kVnniInt8Spans, kAmxInt8Spans;
 extern const Kernel kVnniInt8, kVnniInt4;
 extern const Kernel kDotBf16;
 extern const Kernel kAmxBf16, kAmxInt8, kAmxInt4;
 
-// The kernel for a weight format (f32, bf16, int8, int4) and activations of `compute` on an instruction set.
+// The kernel for a weight format (all but f16 and keep) and activations of `compute` on an instruction set.
 const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute);
 
 }  // namespace oarlock::cpu

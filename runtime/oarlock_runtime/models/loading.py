@@ -20,8 +20,10 @@ from oarlock_runtime.models.tensors import BLOCK, BLOCK_BYTES, Span, TensorRef, 
 Quantization = Literal["auto", "f32", "bf16", "int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
-# Bytes that the core needs for 32 weights, in each form that it holds.
-HELD_BYTES = {"f32": 4 * BLOCK, "bf16": 2 * BLOCK, "f16": 2 * BLOCK, "int8": 34, "int4": 20}
+# Bytes that the core needs for 32 weights, in each form that it holds but int8.
+HELD_BYTES = {"f32": 4 * BLOCK, "bf16": 2 * BLOCK, "f16": 2 * BLOCK, "int8_groups": 34, "int4": 20}
+INT8_TILE = 64  # columns; a row of int8 weights is held in whole ones, up to INT8_SPAN of them under a float32 scale
+INT8_SPAN = 9
 
 
 class WeightSink(Protocol):
@@ -90,7 +92,7 @@ class WeightGroup:
     """Tensors, or a rank's parts of them, that the core takes as one weight, stacked along their output rows.
 
     `format` is what the executor is asked for ("keep" = the file's own bits), `held` what that comes to: f32, bf16,
-    f16, int8 or int4. A GPU expands what it keeps to its compute type.
+    f16, int8, int4 (both as --quantization makes them) or int8_groups (q8_0's own bits). A GPU expands what it keeps to its compute type.
     """
 
     name: str
@@ -110,7 +112,14 @@ class WeightGroup:
     @property
     def nbytes(self) -> int:
         """Bytes the core will hold for it."""
+<<<<<<< HEAD
         return sum(math.prod(part.shape) for part in self.parts) * HELD_BYTES[self.held] // BLOCK
+=======
+        shapes = [_part_shape(ref, self.shard) for ref in self.refs]
+        if self.held == "int8":
+            return sum(rows * int8_row_bytes(columns) for rows, columns in shapes)
+        return sum(math.prod(shape) for shape in shapes) * HELD_BYTES[self.held] // BLOCK
+>>>>>>> 710e5de (int8 in spans: a row's codes share a scale over up to 576 columns, so that sums are integers straight from the weights)
 
     def pieces(self) -> list[tuple[str, npt.NDArray[Any]]]:
         """What the executor's load takes. Vectors are joined into one float32 piece."""
@@ -119,13 +128,26 @@ class WeightGroup:
         return [part.matrix() for part in self.parts]
 
 
+def int8_row_bytes(columns: int) -> int:
+    """Bytes of a row of int8 weights, with its scales."""
+    tiles = -(-columns // INT8_TILE)
+    return tiles * INT8_TILE + 4 * -(-tiles // int8_span_tiles(columns))
+
+
+def int8_span_tiles(columns: int) -> int:
+    """Tiles of a row that share a scale: as even as the row allows, the last span may have fewer."""
+    tiles = -(-columns // INT8_TILE)
+    return -(-tiles // -(-tiles // INT8_SPAN))
+
+
 def load_plan(
     checkpoint: Checkpoint, quantization: Quantization = "auto", dtype: str = "bf16", shard: Shard | None = None
 ) -> list[WeightGroup]:
     """The weights the executor takes, in order, and as what each is held; of one rank's `shard`, or of the whole model.
 
     quantization "auto" keeps a GGUF's own 8 and 4 bits and holds all else in `dtype`, the executor's compute type
-    (bf16, f16 or f32); int8 and int4 leave what can't be cut into groups of 32 in `dtype` too.
+    (bf16, f16 or f32). int8 is made from whatever the file has, q8_0 too; int4 keeps a file's own 4 bits. Both leave what
+    can't be cut into groups of 32 in `dtype`.
     """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization {quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
@@ -182,7 +204,7 @@ def _format_of(name: str, parts: tuple[Part, ...], quantization: str, dtype: str
     own = None
     if formats <= BLOCK_BYTES.keys():
         # The core holds pieces of one weight in the widest form that any of them needs.
-        own = "int8" if "q8_0" in formats else "int4"
+        own = "int8_groups" if "q8_0" in formats else "int4"
     if quantization == "auto":
         return "keep", own or dtype
     if quantization in ("f32", "bf16"):
@@ -191,6 +213,6 @@ def _format_of(name: str, parts: tuple[Part, ...], quantization: str, dtype: str
         return dtype, dtype
     # The head decides between near-equal tokens, so it is given no less than 8 bits; so is what it may be tied to.
     wanted = "int8" if name in ("embed", "lm_head") else quantization
-    if own == wanted or (own == "int4" and quantization == "int4"):
+    if own == wanted == "int4":
         return "keep", own
     return wanted, wanted

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 from support.forcing import forced_logits, predict
 from support.prompts import ForcedText, forced_texts
-from support.reference import Floats, Reference
+from support.reference import Floats, Reference, round_to_int8
 from support.tiny import FAMILIES, tiny_checkpoint
 
 from oarlock_runtime.engine.executor import ExecutorOptions, load_executor
@@ -34,12 +33,11 @@ def as_shipped(smollm2: Path, texts: list[ForcedText]) -> list[Floats]:
 
 @pytest.fixture(scope="module")
 def as_int8(smollm2: Path, texts: list[ForcedText]) -> list[Floats]:
-    """With every matrix quantized by 32s to 8 bits, as the core holds it, and back."""
-    kind = gguf.GGMLQuantizationType.Q8_0
+    """With every matrix quantized to 8 bits, as the core holds it, and back."""
     reference = Reference.load(open_checkpoint(smollm2))
     for value in reference.weights.values():
         if value.ndim == 2:
-            value[:] = gguf.quants.dequantize(gguf.quants.quantize(value, kind), kind)
+            round_to_int8(value)
     return forced_logits(reference, texts)
 
 

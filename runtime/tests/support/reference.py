@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oarlock_runtime.models.checkpoint import Checkpoint
+from oarlock_runtime.models.loading import INT8_TILE, int8_span_tiles
 from oarlock_runtime.models.spec import ModelSpec, rotary_table
 
 Floats = npt.NDArray[np.float32]
@@ -81,6 +82,15 @@ class Reference:
     def _norm(self, x: Floats, name: str) -> Floats:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         return x / np.sqrt(mean_square + np.float32(self.spec.norm_epsilon)) * self.weights[name]
+
+
+def round_to_int8(matrix: Floats) -> None:
+    """Each span of a row to the nearest of 255 values, evenly spaced up to its largest; in place."""
+    width = int8_span_tiles(matrix.shape[1]) * INT8_TILE
+    for start in range(0, matrix.shape[1], width):
+        part = matrix[:, start : start + width]
+        scale = np.abs(part).max(axis=1, keepdims=True) / np.float32(127)
+        part[:] = np.rint(np.divide(part, scale, out=np.zeros_like(part), where=scale > 0)) * scale
 
 
 def rotate(x: Floats, rotary: Floats) -> Floats:

@@ -1,0 +1,345 @@
+// Products by AMX integer tiles (TDPBSSD) for int8 weights in spans: digits of x by weights straight from their panels. A
+// span's sums are exact and scaled as in spans.inl, so that tiles give the bits of VPDPBUSD, which a row alone is given to.
+//
+// Tiles of x: rows in blocks of 8, a block's tiles along k one after the other, each the rows' high digits, then their low
+// ones, [16][64] bytes = 1 KiB. A block thus costs what 16 rows of bf16 cost, for twice the k.
+#include <immintrin.h>
+
+#include "cpu/gemm/kernel.h"
+
+namespace oarlock::cpu {
+namespace {
+
+#include "cpu/gemm/span_digits.inl"
+#include "cpu/gemm/tile_blocks.inl"
+
+constexpr int kBlockRows = 8;       // rows of x in a tile
+constexpr int64_t kMostSteps = 32;  // tiles along k in one go, of 64 k: two panels of them, and 256 rows of x, fit the L2 cache
+constexpr int kPair = 2 * kPanel;   // columns of two panels
+constexpr int kTileSums = 2 * 16 * kPair;  // of two blocks of x by two panels
+
+int block_height(int64_t rows) { return int(rows < kBlockRows ? rows : kBlockRows); }
+
+// Digits of x in tiles, or of a single row one tile after the other. Fewer than 8 rows make shorter tiles.
+void tile_digits(const Prepare& job, int64_t first, int64_t last) {
+  if (job.x.rows == 1) return digit_rows(job, first, last);
+  const int height = block_height(job.x.rows);
+  for (int64_t row = first; row < last; ++row) {
+    uint8_t* high = job.data + row / kBlockRows * kBlockRows * job.stride + row % kBlockRows * 64;
+    job.scales[row] =
+        digit_row<false>(job.x.as<uint16_t>() + row * job.x.stride, job.x.cols, high, high + height * 64, kTile, nullptr);
+  }
+}
+
+// A span's sums of some rows by one or two panels: in c those of the high digits of `height` rows, then of the low ones, and so
+// on by as many rows.
+struct SpanSums {
+  const int32_t* c;
+  int64_t stride;
+  int height;
+  __m512 scales[2];
+};
+
+// One row's sums, scaled and added to acc, in v.
+template <bool kFirst>
+OARLOCK_INLINE void add_span(const SpanSums& s, int row, const float* acc, __m512 v[2]) {
+  const int32_t* high = s.c + (row / kBlockRows * 2 * kBlockRows + row % kBlockRows) * s.stride;
+  const int32_t* low = high + s.height * s.stride;
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p, high += kPanel, low += kPanel) {
+    __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(_mm512_loadu_si512(high), 7), _mm512_loadu_si512(low));
+    __m512 before = kFirst ? _mm512_setzero_ps() : _mm512_loadu_ps(acc + p * kPanel);
+    v[p] = _mm512_fmadd_ps(s.scales[p], _mm512_cvtepi32_ps(dot), before);
+  }
+}
+
+// A finished row of one or two panels. Rows and panels are counted within the piece of work.
+OARLOCK_INLINE void write_row(const Product& job, bool plain, int row, int panel, int panels, __m512 v[2]) {
+  const __m512 scale = _mm512_set1_ps(job.x->scales[job.row0 + row]);
+  v[0] = _mm512_mul_ps(v[0], scale);
+  v[1] = _mm512_mul_ps(v[1], scale);
+  if (plain && job.out_dtype == DType::f32) {
+    float* out = static_cast<float*>(job.out) + row * job.out_stride + panel * kPanel;
+    _mm512_storeu_ps(out, v[0]);
+    _mm512_storeu_ps(out + kPanel, v[1]);
+  } else if (plain) {
+    uint16_t* out = static_cast<uint16_t*>(job.out) + row * job.out_stride + panel * kPanel;
+    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]));
+  } else {
+    alignas(64) float floats[kPair];
+    _mm512_store_ps(floats, v[0]);
+    _mm512_store_ps(floats + kPanel, v[1]);
+    finish_sums(job, row, 1, panel, panels, floats, kPair);
+  }
+}
+
+// Whether results are no more than rounded, a cache line a row.
+bool is_plain(const Product& job, int panel, int panels) {
+  return panels == 2 && !job.gated && !job.bias && (panel + 2) * kPanel <= job.cols;
+}
+
+SpanSums sums_of(const Product& job, const int32_t* c, int64_t stride, int height, int panel, int panels, int64_t span,
+                 int64_t length) {
+  const uint8_t* scales = job.weights + panel * job.panel_bytes + span * span_bytes(length);
+  return {
+      c, stride, height, {_mm512_load_ps(scales), panels > 1 ? _mm512_load_ps(scales + job.panel_bytes) : _mm512_setzero_ps()}};
+}
+
+// A block of rows whose sums of one span are complete, scaled and added up, after the last span written out, a few rows with
+// every step of the next block, beside its tile products.
+class Adding {
+ public:
+  void begin(const Product& job, const SpanSums& sums, int row, int rows, int panel, int panels, float* acc, bool first,
+             bool last, int64_t steps) {
+    job_ = &job;
+    sums_ = sums;
+    row_ = row;
+    panel_ = panel;
+    panels_ = panels;
+    acc_ = acc;
+    first_ = first;
+    last_ = last;
+    plain_ = is_plain(job, panel, panels);
+    done_ = 0;
+    rows_ = rows;
+    rows_a_step_ = int((rows + steps - 1) / steps);
+  }
+  void step() {
+    if (done_ < rows_) advance(rows_a_step_);
+  }
+  void end() {
+    if (done_ < rows_) advance(rows_);
+  }
+
+ private:
+  __attribute__((noinline)) void advance(int rows) {
+    const int end = done_ + rows < rows_ ? done_ + rows : rows_;
+    if (last_) {
+      first_ ? write<true>(end) : write<false>(end);
+    } else {
+      first_ ? add<true>(end) : add<false>(end);
+    }
+    done_ = end;
+  }
+
+  template <bool kFirst>
+  __attribute__((always_inline)) void add(int end) {
+    const SpanSums sums = sums_;
+    float* acc = acc_ + done_ * kPair;
+    for (int row = done_; row < end; ++row, acc += kPair) {
+      __m512 v[2];
+      add_span<kFirst>(sums, row, acc, v);
+      _mm512_storeu_ps(acc, v[0]);
+      _mm512_storeu_ps(acc + kPanel, v[1]);
+    }
+  }
+
+  template <bool kFirst>
+  __attribute__((always_inline)) void write(int end) {
+    const SpanSums sums = sums_;
+    const float* acc = acc_ + done_ * kPair;
+    for (int row = done_; row < end; ++row, acc += kPair) {
+      __m512 v[2];
+      add_span<kFirst>(sums, row, acc, v);
+      write_row(*job_, plain_, row_ + row, panel_, panels_, v);
+    }
+  }
+
+  const Product* job_ = nullptr;
+  SpanSums sums_ = {};
+  float* acc_ = nullptr;
+  int row_ = 0, rows_ = 0, done_ = 0, panel_ = 0, panels_ = 0, rows_a_step_ = 0;
+  bool first_ = false, last_ = false, plain_ = false;
+};
+
+// One row: the time to read the weights, four panels at once, since several streams read faster than one.
+void one_row(const Product& job) {
+  SpanJob row;
+  row.x = job.x->data;
+  row.terms = job.x->terms;
+  row.scales = job.x->scales;
+  row.stride = row.term_row = 0;
+  row.panel_bytes = job.panel_bytes;
+  row.tiles = whole_tiles(job.x->k) / 64;
+  row.span = span_tiles(job.x->k);
+  row.first = 0;
+  row.last = (row.tiles + row.span - 1) / row.span;
+  row.fresh = row.complete = true;
+  row.c = job.c;
+  for (int panel = 0; panel < job.panels; panel += kMaxPanels) {
+    const int width = job.panels - panel < kMaxPanels ? job.panels - panel : kMaxPanels;
+    row.weights = job.weights + panel * job.panel_bytes;
+    if (width == 4) span_block<Digits, 1, 4>(row);
+    if (width == 3) span_block<Digits, 1, 3>(row);
+    if (width == 2) span_block<Digits, 1, 2>(row);
+    if (width == 1) span_block<Digits, 1, 1>(row);
+    finish_sums(job, 0, 1, panel, width, job.c, kStride);
+  }
+}
+
+OARLOCK_INLINE void draw_tile(const uint8_t* tile) {
+#pragma GCC unroll 16
+  for (int line = 0; line < 16; ++line) _mm_prefetch(tile + line * 64, _MM_HINT_T0);
+}
+
+// Up to 8 rows by up to four panels over one span; c has rows of 64 sums.
+template <int kPanels>
+void one_block(const uint8_t* x, const uint8_t* w, int64_t panel_bytes, int64_t tiles, int32_t* c) {
+  constexpr int kRowBytes = kStride * 4, kAhead = 4 * kTile;
+  _tile_zero(0);
+  if (kPanels > 1) _tile_zero(1);
+  if (kPanels > 2) _tile_zero(2);
+  if (kPanels > 3) _tile_zero(3);
+  for (int64_t tile = 0; tile < tiles; ++tile, x += kTile, w += kTile) {
+    _tile_loadd(4, x, 64);
+    draw_tile(w + kAhead);
+    _tile_loadd(6, w, 64);
+    _tile_dpbssd(0, 4, 6);
+    if (kPanels > 1) {
+      draw_tile(w + panel_bytes + kAhead);
+      _tile_loadd(7, w + panel_bytes, 64);
+      _tile_dpbssd(1, 4, 7);
+    }
+    if (kPanels > 2) {
+      draw_tile(w + 2 * panel_bytes + kAhead);
+      _tile_loadd(6, w + 2 * panel_bytes, 64);
+      _tile_dpbssd(2, 4, 6);
+    }
+    if (kPanels > 3) {
+      draw_tile(w + 3 * panel_bytes + kAhead);
+      _tile_loadd(7, w + 3 * panel_bytes, 64);
+      _tile_dpbssd(3, 4, 7);
+    }
+  }
+  _tile_stored(0, c, kRowBytes);
+  if (kPanels > 1) _tile_stored(1, c + 16, kRowBytes);
+  if (kPanels > 2) _tile_stored(2, c + 32, kRowBytes);
+  if (kPanels > 3) _tile_stored(3, c + 48, kRowBytes);
+}
+
+// Up to 8 rows: the time to read the weights. A span's sums are scaled while the next one's are made.
+void few_rows(const Product& job) {
+  const int height = block_height(job.x->rows);
+  const int64_t tiles = whole_tiles(job.x->k) / 64, length = span_tiles(job.x->k), spans = (tiles + length - 1) / length;
+  const uint8_t* x = job.x->data + job.row0 * job.x->stride;
+  int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
+  for (int panel = 0; panel < job.panels; panel += kMaxPanels) {
+    const int width = job.panels - panel < kMaxPanels ? job.panels - panel : kMaxPanels;
+    auto add = [&](int64_t span) {
+      for (int p = 0; p < width; p += 2) {
+        const int panels = width - p > 1 ? 2 : 1;
+        Adding adding;
+        adding.begin(
+            job, sums_of(job, sums + (span & 1) * 16 * kStride + p * kPanel, kStride, height, panel + p, panels, span, length),
+            0, job.rows, panel + p, panels, job.c + p * kBlockRows * kPanel, span == 0, span + 1 == spans, 1);
+        adding.end();
+      }
+    };
+    for (int64_t span = 0; span < spans; ++span) {
+      const uint8_t* w = job.weights + panel * job.panel_bytes + span_place(span * length, length);
+      const uint8_t* from = x + span * length * kTile;
+      const int64_t count = tiles - span * length < length ? tiles - span * length : length;
+      int32_t* c = sums + (span & 1) * 16 * kStride;
+      if (width == 4) one_block<4>(from, w, job.panel_bytes, count, c);
+      if (width == 3) one_block<3>(from, w, job.panel_bytes, count, c);
+      if (width == 2) one_block<2>(from, w, job.panel_bytes, count, c);
+      if (width == 1) one_block<1>(from, w, job.panel_bytes, count, c);
+      if (span > 0) add(span - 1);
+    }
+    add(spans - 1);
+  }
+}
+
+// 16 rows (kBlocks 2) or 8 by one or two panels over one span; c has rows of 32 sums. x is read past the L1 cache, where the
+// panels then stay for the next rows.
+template <int kBlocks, int kPanels>
+void rectangle(const uint8_t* x, int64_t block, const uint8_t* w, int64_t panel_bytes, int64_t tiles, int32_t* c, Ahead& ahead,
+               Adding& adding) {
+  constexpr int kRowBytes = kPair * 4;
+  int32_t* lower = c + 16 * kPair;
+  Ahead near = ahead;
+  _tile_zero(0);
+  if (kBlocks > 1) _tile_zero(2);
+  if (kPanels > 1) _tile_zero(1);
+  if (kBlocks > 1 && kPanels > 1) _tile_zero(3);
+  for (int64_t tile = 0; tile < tiles; ++tile, x += kTile, w += kTile) {
+    near.step();
+    adding.step();
+    _tile_stream_loadd(4, x, 64);
+    _tile_loadd(6, w, 64);
+    _tile_dpbssd(0, 4, 6);
+    if (kBlocks > 1) {
+      _tile_stream_loadd(5, x + block, 64);
+      _tile_dpbssd(2, 5, 6);
+    }
+    if (kPanels > 1) {
+      _tile_loadd(7, w + panel_bytes, 64);
+      _tile_dpbssd(1, 4, 7);
+    }
+    if (kBlocks > 1 && kPanels > 1) _tile_dpbssd(3, 5, 7);
+  }
+  ahead = near;
+  _tile_stored(0, c, kRowBytes);
+  if (kBlocks > 1) _tile_stored(2, lower, kRowBytes);
+  if (kPanels > 1) _tile_stored(1, c + 16, kRowBytes);
+  if (kBlocks > 1 && kPanels > 1) _tile_stored(3, lower + 16, kRowBytes);
+}
+
+// More rows: pairs of panels, whose weights stay close while all rows pass. Sums that wait for the next chunk of k rest in c,
+// [pair][row][32].
+void many_rows(const Product& job) {
+  constexpr int kStep = 2 * kBlockRows;
+  const int64_t tiles = whole_tiles(job.x->k) / 64, length = span_tiles(job.x->k), spans = (tiles + length - 1) / length;
+  const int64_t most = kMostSteps / length, chunks = (spans + most - 1) / most, chunk = (spans + chunks - 1) / chunks;
+  const int64_t block = kBlockRows * job.x->stride;
+  int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
+  int turn = 0;
+  Adding adding;
+  for (int64_t first = 0; first < spans; first += chunk) {
+    const int64_t end = first + chunk < spans ? first + chunk : spans;
+    const int64_t start = span_place(first * length, length) - kSpanScales, bytes = (end - first) * span_bytes(length);
+    for (int panel = 0; panel < job.panels; panel += 2) {
+      const bool both = job.panels - panel > 1;
+      // What comes after this pair: the next one, else the first with the next chunk of k, else the next piece of work.
+      const uint8_t* next = panel + 2 < job.panels ? job.weights + (panel + 2) * job.panel_bytes + start
+                            : end == spans         ? job.ahead
+                                                   : job.weights + start + bytes;
+      Ahead ahead;
+      if (next) ahead = Ahead(next, job.panel_bytes, bytes, (job.rows + kStep - 1) / kStep * (end - first) * length);
+      for (int row = 0; row < job.rows; row += kStep) {
+        const int rows = job.rows - row < kStep ? job.rows - row : kStep;
+        float* acc = job.c + (chunks == 1 ? 0 : (panel / 2 * kMaxRows + row) * kPair);
+        for (int64_t span = first; span < end; ++span) {
+          const uint8_t* x = job.x->data + (job.row0 + row) * job.x->stride + span * length * kTile;
+          const uint8_t* w = job.weights + panel * job.panel_bytes + span_place(span * length, length);
+          const int64_t count = tiles - span * length < length ? tiles - span * length : length;
+          int32_t* c = sums + (turn++ & 1) * kTileSums;
+          if (rows > kBlockRows) {
+            both ? rectangle<2, 2>(x, block, w, job.panel_bytes, count, c, ahead, adding)
+                 : rectangle<2, 1>(x, block, w, job.panel_bytes, count, c, ahead, adding);
+          } else {
+            both ? rectangle<1, 2>(x, block, w, job.panel_bytes, count, c, ahead, adding)
+                 : rectangle<1, 1>(x, block, w, job.panel_bytes, count, c, ahead, adding);
+          }
+          adding.end();
+          adding.begin(job, sums_of(job, c, kPair, kBlockRows, panel, 1 + both, span, length), row, rows, panel, 1 + both, acc,
+                       span == 0, span + 1 == spans, count);
+        }
+      }
+    }
+  }
+  adding.end();
+}
+
+void product(const Product& job) {
+  if (job.x->rows == 1) return one_row(job);  // without tiles
+  configure_tiles(2 * block_height(job.x->rows));
+  job.x->rows <= kBlockRows ? few_rows(job) : many_rows(job);
+  _tile_release();
+}
+
+}  // namespace
+
+const Kernel kAmxInt8Spans = {"amx int8", Layout::int8_spans, Input::span_digits, 1 << 20, kDeepPanels, tile_digits, product};
+
+}  // namespace oarlock::cpu
