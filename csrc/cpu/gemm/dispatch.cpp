@@ -162,7 +162,7 @@ struct Plan {
     } else if (deep_kernel && a.rows > 64) {
       // Wide pieces read x less often where it does not stay in the cache, if enough of them are left for the threads.
       int64_t enough = w.panels * chunks / (6 * threads) / 2 * 2;
-      deep = std::clamp<int64_t>(enough, 2, long_k ? kernel.most_panels : 8);
+      deep = std::clamp<int64_t>(enough, 2, long_k ? kDeepPanels : 8);
       count = (w.panels + deep - 1) / deep;
     }
   }

@@ -92,7 +92,8 @@ class WeightGroup:
     """Tensors, or a rank's parts of them, that the core takes as one weight, stacked along their output rows.
 
     `format` is what the executor is asked for ("keep" = the file's own bits), `held` what that comes to: f32, bf16,
-    f16, int8, int4 (both as --quantization makes them) or int8_groups (q8_0's own bits). A GPU expands what it keeps to its compute type.
+    f16, int8, int4 (both as --quantization makes them) or int8_groups (q8_0's own bits).
+    A GPU expands what it keeps to its compute type.
     """
 
     name: str
@@ -112,14 +113,9 @@ class WeightGroup:
     @property
     def nbytes(self) -> int:
         """Bytes the core will hold for it."""
-<<<<<<< HEAD
-        return sum(math.prod(part.shape) for part in self.parts) * HELD_BYTES[self.held] // BLOCK
-=======
-        shapes = [_part_shape(ref, self.shard) for ref in self.refs]
         if self.held == "int8":
-            return sum(rows * int8_row_bytes(columns) for rows, columns in shapes)
-        return sum(math.prod(shape) for shape in shapes) * HELD_BYTES[self.held] // BLOCK
->>>>>>> 710e5de (int8 in spans: a row's codes share a scale over up to 576 columns, so that sums are integers straight from the weights)
+            return sum(part.shape[0] * int8_row_bytes(part.shape[1]) for part in self.parts)
+        return sum(math.prod(part.shape) for part in self.parts) * HELD_BYTES[self.held] // BLOCK
 
     def pieces(self) -> list[tuple[str, npt.NDArray[Any]]]:
         """What the executor's load takes. Vectors are joined into one float32 piece."""
@@ -146,8 +142,8 @@ def load_plan(
     """The weights the executor takes, in order, and as what each is held; of one rank's `shard`, or of the whole model.
 
     quantization "auto" keeps a GGUF's own 8 and 4 bits and holds all else in `dtype`, the executor's compute type
-    (bf16, f16 or f32). int8 is made from whatever the file has, q8_0 too; int4 keeps a file's own 4 bits. Both leave what
-    can't be cut into groups of 32 in `dtype`.
+    (bf16, f16 or f32). int8 is made from whatever the file has, q8_0 too; int4 keeps a file's own 4 bits. Both leave
+    what can't be cut into groups of 32 in `dtype`.
     """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization {quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
