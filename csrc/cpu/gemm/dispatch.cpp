@@ -45,7 +45,6 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
 namespace {
 
 constexpr int64_t kScratch = kWeightScratch + kSums * 4;
-constexpr int64_t kNearRows = 128;         // fewer would not be worth reading the weights once more
 constexpr int64_t kHeldBytes = 384 << 10;  // of panels that stay in the L2 cache for a piece's rows, the next ones beside them
 constexpr int64_t kLongK = 2048;           // beyond it, a piece's rows of x do not stay in the L2 cache
 
@@ -149,14 +148,15 @@ struct Plan {
     // Tiles: sums rest between parts of a long k, for kMaxRows rows; otherwise they leave at once, for any number.
     int64_t most = deep_kernel ? (long_k ? kMaxRows : std::min<int64_t>(fitting, 1024)) : std::min<int64_t>(fitting, kMaxRows);
     most = std::max<int64_t>(most, 32);
-    if (a.in_place || (kernel.layout == Layout::int8_spans && deep_kernel && a.rows > kNearRows)) {
+    const bool held = a.in_place || (kernel.layout == Layout::int8_spans && deep_kernel && a.rows > kNearRows);
+    if (held) {
       near = true;
       most = std::clamp<int64_t>(round_up((a.rows + threads - 1) / threads, 32), kNearRows, kMaxRows);
     }
     chunks = (a.rows + most - 1) / most;
     chunk = round_up((a.rows + chunks - 1) / chunks, 32);
     chunks = (a.rows + chunk - 1) / chunk;
-    if (a.in_place) {
+    if (held) {
       deep = std::clamp<int64_t>(kHeldBytes / w.panel_bytes / 4 * 4, 2, kHeldPanels);
       count = (w.panels + deep - 1) / deep;
     } else if (deep_kernel && a.rows > 64) {

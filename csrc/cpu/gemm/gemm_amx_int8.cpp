@@ -128,9 +128,17 @@ void few_rows(const Product& job) {
   }
 }
 
-// 16 rows (kBlocks 2) or 8 by one or two panels over one span; c has rows of 32 sums. x is read past the L1 cache, where the
-// panels then stay for the next rows.
-template <int kBlocks, int kPanels>
+// A tile that stays in the L1 cache for later steps, or one that had better not drive those out of it.
+#define LOAD_TILE(tile, from, stays)    \
+  if (stays) {                          \
+    _tile_loadd(tile, from, 64);        \
+  } else {                              \
+    _tile_stream_loadd(tile, from, 64); \
+  }
+
+// 16 rows (kBlocks 2) or 8 by one or two panels over one span; c has rows of 32 sums. In the L1 cache stays x (kHeld), or the
+// panels do.
+template <bool kHeld, int kBlocks, int kPanels>
 void rectangle(const uint8_t* x, int64_t block, const uint8_t* w, int64_t panel_bytes, int64_t tiles, int32_t* c, Ahead& ahead,
                Adding& adding) {
   constexpr int kRowBytes = kPair * 4;
@@ -143,15 +151,15 @@ void rectangle(const uint8_t* x, int64_t block, const uint8_t* w, int64_t panel_
   for (int64_t tile = 0; tile < tiles; ++tile, x += kTile, w += kTile) {
     near.step();
     adding.step();
-    _tile_stream_loadd(4, x, 64);
-    _tile_loadd(6, w, 64);
+    LOAD_TILE(4, x, kHeld)
+    LOAD_TILE(6, w, !kHeld)
     _tile_dpbssd(0, 4, 6);
     if (kBlocks > 1) {
-      _tile_stream_loadd(5, x + block, 64);
+      LOAD_TILE(5, x + block, kHeld)
       _tile_dpbssd(2, 5, 6);
     }
     if (kPanels > 1) {
-      _tile_loadd(7, w + panel_bytes, 64);
+      LOAD_TILE(7, w + panel_bytes, !kHeld)
       _tile_dpbssd(1, 4, 7);
     }
     if (kBlocks > 1 && kPanels > 1) _tile_dpbssd(3, 5, 7);
@@ -163,13 +171,27 @@ void rectangle(const uint8_t* x, int64_t block, const uint8_t* w, int64_t panel_
   if (kBlocks > 1 && kPanels > 1) _tile_stored(3, lower + 16, kRowBytes);
 }
 
+// Up to 16 rows by up to two panels.
+template <bool kHeld>
+OARLOCK_INLINE void span_step(const Product& job, int row, int rows, int panels, int64_t first, int64_t tiles, const uint8_t* w,
+                              int32_t* c, Ahead& ahead, Adding& adding) {
+  const int64_t block = kBlockRows * job.x->stride;
+  const uint8_t* x = job.x->data + (job.row0 + row) * job.x->stride + first * kTile;
+  if (rows > kBlockRows) {
+    panels > 1 ? rectangle<kHeld, 2, 2>(x, block, w, job.panel_bytes, tiles, c, ahead, adding)
+               : rectangle<kHeld, 2, 1>(x, block, w, job.panel_bytes, tiles, c, ahead, adding);
+  } else {
+    panels > 1 ? rectangle<kHeld, 1, 2>(x, block, w, job.panel_bytes, tiles, c, ahead, adding)
+               : rectangle<kHeld, 1, 1>(x, block, w, job.panel_bytes, tiles, c, ahead, adding);
+  }
+}
+
 // More rows: pairs of panels, whose weights stay close while all rows pass. Sums that wait for the next chunk of k rest in c,
 // [pair][row][32].
 void many_rows(const Product& job) {
   constexpr int kStep = 2 * kBlockRows;
   const int64_t tiles = whole_tiles(job.x->k) / 64, length = span_tiles(job.x->k), spans = (tiles + length - 1) / length;
   const int64_t most = kMostSteps / length, chunks = (spans + most - 1) / most, chunk = (spans + chunks - 1) / chunks;
-  const int64_t block = kBlockRows * job.x->stride;
   int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
   int turn = 0;
   Adding adding;
@@ -188,17 +210,10 @@ void many_rows(const Product& job) {
         const int rows = job.rows - row < kStep ? job.rows - row : kStep;
         float* acc = job.c + (chunks == 1 ? 0 : (panel / 2 * kMaxRows + row) * kPair);
         for (int64_t span = first; span < end; ++span) {
-          const uint8_t* x = job.x->data + (job.row0 + row) * job.x->stride + span * length * kTile;
           const uint8_t* w = job.weights + panel * job.panel_bytes + span_place(span * length, length);
           const int64_t count = tiles - span * length < length ? tiles - span * length : length;
           int32_t* c = sums + (turn++ & 1) * kTileSums;
-          if (rows > kBlockRows) {
-            both ? rectangle<2, 2>(x, block, w, job.panel_bytes, count, c, ahead, adding)
-                 : rectangle<2, 1>(x, block, w, job.panel_bytes, count, c, ahead, adding);
-          } else {
-            both ? rectangle<1, 2>(x, block, w, job.panel_bytes, count, c, ahead, adding)
-                 : rectangle<1, 1>(x, block, w, job.panel_bytes, count, c, ahead, adding);
-          }
+          span_step<false>(job, row, rows, 1 + both, span * length, count, w, c, ahead, adding);
           adding.end();
           adding.begin(job, sums_of(job, c, kPair, kBlockRows, panel, 1 + both, span, length), row, rows, panel, 1 + both, acc,
                        span == 0, span + 1 == spans, count);
@@ -209,10 +224,45 @@ void many_rows(const Product& job) {
   adding.end();
 }
 
+// Many rows: 16 rows of x stay in the L1 cache while a piece's panels pass by from the L2 cache, which keeps them for all of
+// its rows, span by span. Sums that wait for the next span rest in c, [pair][row][32].
+void held_rows(const Product& job) {
+  constexpr int kStep = 2 * kBlockRows;
+  const int64_t tiles = whole_tiles(job.x->k) / 64, length = span_tiles(job.x->k), spans = (tiles + length - 1) / length;
+  int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
+  Ahead ahead;
+  if (job.ahead) {
+    const int64_t half = job.panels * job.panel_bytes / 2;
+    ahead = Ahead(job.ahead, half, half, (job.rows + kStep - 1) / kStep * ((job.panels + 1) / 2) * tiles);
+  }
+  Adding adding;
+  int turn = 0;
+  for (int row = 0; row < job.rows; row += kStep) {
+    const int rows = job.rows - row < kStep ? job.rows - row : kStep;
+    for (int64_t span = 0; span < spans; ++span) {
+      const int64_t count = tiles - span * length < length ? tiles - span * length : length;
+      for (int panel = 0; panel < job.panels; panel += 2) {
+        const int panels = job.panels - panel > 1 ? 2 : 1;
+        const uint8_t* w = job.weights + panel * job.panel_bytes + span_place(span * length, length);
+        int32_t* c = sums + (turn++ & 1) * kTileSums;
+        span_step<true>(job, row, rows, panels, span * length, count, w, c, ahead, adding);
+        adding.end();
+        adding.begin(job, sums_of(job, c, kPair, kBlockRows, panel, panels, span, length), row, rows, panel, panels,
+                     job.c + panel / 2 * kStep * kPair, span == 0, span + 1 == spans, count);
+      }
+    }
+  }
+  adding.end();
+}
+
 void product(const Product& job) {
   if (job.x->rows == 1) return one_row(job);  // without tiles
   configure_tiles(2 * block_height(job.x->rows));
-  job.x->rows <= kBlockRows ? few_rows(job) : many_rows(job);
+  if (job.x->rows <= kBlockRows) {
+    few_rows(job);
+  } else {
+    job.x->rows > kNearRows ? held_rows(job) : many_rows(job);
+  }
   _tile_release();
 }
 
