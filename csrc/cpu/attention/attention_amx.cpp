@@ -23,18 +23,22 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
+// Blocks whose probabilities are in the making together: as many as stay in the L1 cache with the scores.
+constexpr int kSpanBlocks = 4;
+constexpr int kSpanStride = kSpanBlocks * kBlockTokens + 32;  // padded as in tile.h
+static_assert(kSpanStride <= kProbabilityStride, "the thread's scratch holds them");
+
 // Rows of a group whose exponentials are in the making, against one partition. What is known of a row depends on its own
 // scores alone.
 struct GroupRows {
   int low[kMostGroupRows], high[kMostGroupRows];  // keys of the partition that a row sees
   bool known[kMostGroupRows];                     // whether shift is
-  bool wanted[kMostGroupRows];                    // whether its exponentials are still to be taken
   float shift[kMostGroupRows];                    // added to scaled scores: minus the largest one of the first block it sees
   alignas(64) float sums[kMostGroupRows][16];
 };
 
 struct TileProduct {
-  using V = Avx512Bf16;
+  using V = Avx512;
   using Cache = bf16;
   using Query = bf16;
   using Probability = bf16;
@@ -69,6 +73,15 @@ struct TileProduct {
       _tile_dpbf16ps(1, 4, 7);
       if (kTwo) _tile_dpbf16ps(3, 5, 7);
     }
+  }
+
+  template <bool kTwo, bool kWide>
+  static void load(const float* from, size_t row_bytes) {
+    const float* lower = from + 4 * row_bytes;
+    _tile_loadd(0, from, row_bytes);
+    if (kWide) _tile_loadd(1, from + 16, row_bytes);
+    if (kTwo) _tile_loadd(2, lower, row_bytes);
+    if (kTwo && kWide) _tile_loadd(3, lower + 16, row_bytes);
   }
 
   static void clear() {
@@ -107,17 +120,21 @@ struct TileProduct {
     }
   }
 
+  // Weighted sums over blocks [begin, end), from zero (fresh) or onto out.
   template <bool kTwo, bool kWide>
-  static void sum_columns(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int column,
-                          float* out) {
+  static void sum_columns(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int begin, int end,
+                          bool fresh, int column, float* out) {
     const size_t row_bytes = size_t(tile.head_dim) * 4;  // of out, and of a pair of values
-    clear();
-    for (int b = blocks.begin; b < blocks.end; ++b) {
+    if (fresh) {
+      clear();
+    } else {
+      load<kTwo, kWide>(out + column, row_bytes);
+    }
+    for (int b = begin; b < end; ++b) {
       const bf16* values = static_cast<const bf16*>(blocks.values[b]) + column * 2;
-      for (int key = 0; key < kBlockTokens; key += 32) {
-        step<kTwo, kWide>(scratch.probabilities + b * kBlockTokens + key, kProbabilityStride * 2, values + key * tile.head_dim,
-                          row_bytes);
-      }
+      const bf16* probabilities = scratch.probabilities + (b - begin) * kBlockTokens;
+      for (int key = 0; key < kBlockTokens; key += 32)
+        step<kTwo, kWide>(probabilities + key, kSpanStride * 2, values + key * tile.head_dim, row_bytes);
     }
     store<kTwo, kWide>(out + column, row_bytes);
   }
@@ -133,15 +150,16 @@ struct TileProduct {
               : score_rows<false>(tile, scratch, keys, first_row, block_scores(scratch, block));
   }
 
-  static void sum(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int, int rows, float* out) {
+  static void sum(const AttentionTile& tile, TileScratch& scratch, const PartitionBlocks& blocks, int begin, int end,
+                  bool fresh, int rows, float* out) {
     int column = 0;
     for (; column + 32 <= tile.head_dim; column += 32) {
-      rows > 16 ? sum_columns<true, true>(tile, scratch, blocks, column, out)
-                : sum_columns<false, true>(tile, scratch, blocks, column, out);
+      rows > 16 ? sum_columns<true, true>(tile, scratch, blocks, begin, end, fresh, column, out)
+                : sum_columns<false, true>(tile, scratch, blocks, begin, end, fresh, column, out);
     }
     if (column == tile.head_dim) return;
-    rows > 16 ? sum_columns<true, false>(tile, scratch, blocks, column, out)
-              : sum_columns<false, false>(tile, scratch, blocks, column, out);
+    rows > 16 ? sum_columns<true, false>(tile, scratch, blocks, begin, end, fresh, column, out)
+              : sum_columns<false, false>(tile, scratch, blocks, begin, end, fresh, column, out);
   }
 
   // The scores of one block that a row sees, the others -inf.
@@ -157,12 +175,10 @@ struct TileProduct {
     return _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3])));
   }
 
-  // A block's scores to probabilities and their sums, of the rows that are wanted.
-  static void exponentials(TileScratch& scratch, GroupRows& group, int rows, int block, float scale) {
+  // A block's scores to probabilities, from `to` on, and their sums.
+  static void exponentials(TileScratch& scratch, GroupRows& group, int rows, int block, float scale, bf16* to) {
     const __m512 factor = _mm512_set1_ps(scale);
-    for (int row = 0; row < rows; ++row) {
-      if (!group.wanted[row]) continue;
-      bf16* to = scratch.probabilities + row * kProbabilityStride + block * kBlockTokens;
+    for (int row = 0; row < rows; ++row, to += kSpanStride) {
       const int low = group.low[row] - block * kBlockTokens, high = group.high[row] - block * kBlockTokens;
       if (low >= kBlockTokens || high <= 0) {
         std::memset(to, 0, kBlockTokens * sizeof(bf16));
@@ -184,9 +200,24 @@ struct TileProduct {
     }
   }
 
-  // Rows whose scores rose out of float32's range over those of their first block start again, from their largest score.
-  static void exponentials_again(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch,
-                                 GroupRows& group, int first_row, int rows) {
+  // Sums and weighted sums of a group, from shifts that are known or those of each row's first block.
+  static void pass(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, GroupRows& group,
+                   int first_row, int rows, float* out) {
+    for (int row = 0; row < rows; ++row) _mm512_store_ps(group.sums[row], _mm512_setzero_ps());
+    score(tile, scratch, blocks, blocks.begin, first_row, rows);
+    for (int begin = blocks.begin; begin < blocks.end; begin += kSpanBlocks) {
+      const int end = begin + kSpanBlocks < blocks.end ? begin + kSpanBlocks : blocks.end;
+      for (int b = begin; b < end; ++b) {
+        if (b + 1 < blocks.end) score(tile, scratch, blocks, b + 1, first_row, rows);  // while these settle in the cache
+        exponentials(scratch, group, rows, b, tile.scale_log2, scratch.probabilities + (b - begin) * kBlockTokens);
+      }
+      sum(tile, scratch, blocks, begin, end, begin == blocks.begin, rows, out);
+    }
+  }
+
+  // The shifts of some rows from all of their scores.
+  static void find_shifts(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, GroupRows& group,
+                          int first_row, int rows, const bool* wanted) {
     float most[kMostGroupRows];
     for (int row = 0; row < rows; ++row) most[row] = kMinusInfinity;
     for (int b = blocks.begin; b < blocks.end; ++b) {
@@ -199,45 +230,34 @@ struct TileProduct {
         if (more > most[row]) most[row] = more;
       }
     }
-    for (int row = 0; row < rows; ++row) {
-      if (!group.wanted[row]) continue;
-      group.shift[row] = -most[row] * tile.scale_log2;
-      _mm512_store_ps(group.sums[row], _mm512_setzero_ps());
-    }
-    for (int b = blocks.begin; b < blocks.end; ++b) {
-      score(tile, scratch, blocks, b, first_row, rows);
-      exponentials(scratch, group, rows, b, tile.scale_log2);
-    }
+    for (int row = 0; row < rows; ++row)
+      if (wanted[row]) group.shift[row] = -most[row] * tile.scale_log2;
   }
 
   static void group(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result,
                     int first_row, int rows) {
     constexpr float kMost = 0x1p60f;  // of a sum whose row has no need to start again
+    float* out = result.out + first_row * tile.head_dim;
     GroupRows group;
     for (int row = 0; row < rows; ++row) {
-      const int r = first_row + row;
-      group.low[row] = within(blocks, tile.low[r]);
-      group.high[row] = within(blocks, tile.high[r]);
+      group.low[row] = within(blocks, tile.low[first_row + row]);
+      group.high[row] = within(blocks, tile.high[first_row + row]);
       group.known[row] = false;
-      group.wanted[row] = true;
-      _mm512_store_ps(group.sums[row], _mm512_setzero_ps());
     }
-    score(tile, scratch, blocks, blocks.begin, first_row, rows);
-    for (int b = blocks.begin; b < blocks.end; ++b) {
-      if (b + 1 < blocks.end) score(tile, scratch, blocks, b + 1, first_row, rows);
-      exponentials(scratch, group, rows, b, tile.scale_log2);
-    }
-    bool again = false;
+    pass(tile, blocks, scratch, group, first_row, rows, out);
+    bool wanted[kMostGroupRows], any = false;
     for (int row = 0; row < rows; ++row) {
-      group.wanted[row] = !(_mm512_reduce_add_ps(_mm512_load_ps(group.sums[row])) <= kMost);
-      again |= group.wanted[row];
+      wanted[row] = !(_mm512_reduce_add_ps(_mm512_load_ps(group.sums[row])) <= kMost);
+      any |= wanted[row];
     }
-    if (again) exponentials_again(tile, blocks, scratch, group, first_row, rows);
+    if (any) {
+      find_shifts(tile, blocks, scratch, group, first_row, rows, wanted);
+      pass(tile, blocks, scratch, group, first_row, rows, out);
+    }
     for (int row = 0; row < rows; ++row) {
       result.maximum[first_row + row] = group.known[row] ? -group.shift[row] : kMinusInfinity;
       result.sum[first_row + row] = _mm512_reduce_add_ps(_mm512_load_ps(group.sums[row]));
     }
-    sum(tile, scratch, blocks, first_row, rows, result.out + first_row * tile.head_dim);
   }
 
   static void partition(const AttentionTile& tile, const PartitionBlocks& blocks, TileScratch& scratch, Partial result) {
