@@ -9,11 +9,18 @@ what=${2:-all}
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/usr/local/cuda/targets/x86_64-linux/lib
 programs=$build/csrc/cuda
 case $what in check | sanitize | bench | all) ;; *) sed -n 2,5p "$0"; exit 2 ;; esac
-if [[ $what == check || $what == all ]]; then timeout 300 "$programs/cuda_check"; fi
+gpus=$(nvidia-smi -L | wc -l)
+if [[ $what == check || $what == all ]]; then
+  timeout 300 "$programs/cuda_check"
+  if ((gpus > 1)); then timeout 120 "$programs/cuda_ranks_check" check "$((gpus < 8 ? gpus : 8))" peer; fi
+fi
 if [[ $what == sanitize || $what == all ]]; then
   for part in elementwise attention sampler linear; do
     timeout 600 compute-sanitizer --tool memcheck --error-exitcode 9 "$programs/cuda_check" $part quick
     timeout 600 compute-sanitizer --tool racecheck --error-exitcode 9 "$programs/cuda_check" $part quick
   done
 fi
-if [[ $what == bench || $what == all ]]; then timeout 300 "$programs/cuda_bench"; fi
+if [[ $what == bench || $what == all ]]; then
+  timeout 300 "$programs/cuda_bench"
+  if ((gpus > 1)); then timeout 120 "$programs/cuda_ranks_check" bench "$((gpus < 8 ? gpus : 8))" peer; fi
+fi

@@ -26,7 +26,7 @@ cmake -S . -B "$out" -G Ninja -DOARLOCK_CUDA=ON -DOARLOCK_BINDINGS=OFF "-DOARLOC
   exit 1
 }
 SECONDS=0
-ninja -C "$out" oarlock_model cuda_check cuda_bench >>"$out.log" 2>&1 || {
+ninja -C "$out" oarlock_model oarlock_comm cuda_check cuda_bench cuda_ranks_check >>"$out.log" 2>&1 || {
   tail -60 "$out.log"
   exit 1
 }

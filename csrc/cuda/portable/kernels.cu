@@ -30,16 +30,15 @@ bool built_for_this_device() {
 
 }  // namespace portable
 
-const Kernels kPortableKernels = {"portable",
-                                  portable::product,
-                                  [](cudaStream_t, const Device&, const StreamWeight&, Tensor, Tensor, const Channel&) {
-                                    return false;
-                                  },
-                                  portable::attend_shared,
-                                  portable::attend_decode,
-                                  portable::attend_each,
-                                  portable::attend_prefill,
-                                  portable::sample,
-                                  portable::sampler_scratch};
+const Kernels kPortableKernels = {
+    "portable",
+    portable::product,
+    [](cudaStream_t, const Device&, const StreamWeight&, Tensor, Tensor, const Channel&) { return false; },
+    portable::attend_shared,
+    portable::attend_decode,
+    portable::attend_each,
+    portable::attend_prefill,
+    portable::sample,
+    portable::sampler_scratch};
 
 }  // namespace oarlock::cuda
