@@ -73,10 +73,12 @@ class ThreadPool {
     });
   }
 
-  // No loop will come for a while: workers sleep at once, so that other processes may have their cores.
-  void rest() { resting_.store(true, std::memory_order_relaxed); }
+  // No loop will come for a while: few workers sleep at once, so that other processes may have their cores. Of many, some core
+  // is free for them anyway, and to wake them all takes longer.
+  void rest() { resting_.store(size_ <= kFewThreads, std::memory_order_relaxed); }
 
  private:
+  static constexpr int kFewThreads = 4;
   using Erased = void (*)(void*, int);
 
   // Calls body(0) here and body(thread) on each worker that comes before that has returned.
