@@ -154,9 +154,9 @@ void Ranks::all_reduce(Tensor x) {
 }
 
 bool Ranks::share(Tensor delta, const std::function<bool(const Channel&)>& send) {
-  if (!peers_ || delta.rows * delta.cols * 4 > sums_.part_bytes || !send(sums_)) return false;
-  shared_ = delta.data;
-  return true;
+  const bool sent = peers_ && delta.rows * delta.cols * 4 <= sums_.part_bytes && send(sums_);
+  shared_ = sent ? delta.data : nullptr;
+  return sent;
 }
 
 void Ranks::sum_add_norm(Tensor out, Tensor residual, Tensor delta, const float* weight, float epsilon) {

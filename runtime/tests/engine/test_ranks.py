@@ -13,7 +13,10 @@ from support.ranks import split_executor, threaded_executor
 from support.reference import Floats, Reference
 from support.tiny import FAMILIES, tiny_checkpoint, tiny_directory
 
+from oarlock_runtime import _C
 from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
+from oarlock_runtime.engine.ranks import require_devices
+from oarlock_runtime.errors import SettingError
 from oarlock_runtime.models.checkpoint import open_checkpoint
 from oarlock_runtime.models.tokenizer import load_tokenizer
 
@@ -149,3 +152,11 @@ def test_drawn_tokens_are_the_same_split(tmp_path: Path) -> None:
     assert not status.any() and not got_status.any()
     listed = plan.top_logprobs > 0
     assert (got_top_ids[listed, :5] == top_ids[listed, :5]).mean() > 0.99
+
+
+def test_every_rank_of_a_host_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_C, "cuda_device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    require_devices(2, "--ranks 2")
+    with pytest.raises(SettingError, match=r"^--ranks 4 takes 4 GPUs .* there are 2 \(CUDA_VISIBLE_DEVICES=3,5\)$"):
+        require_devices(4, "--ranks 4")
