@@ -185,6 +185,7 @@ class PyExecutor {
 
   double exchange_seconds() const { return executor_->exchange_seconds(); }
   int64_t free_memory() const { return executor_->free_memory(); }
+  uintptr_t stream() const { return reinterpret_cast<uintptr_t>(executor_->stream()); }
   int64_t weight_bytes() const { return executor_->decoder().weight_bytes(); }
   int64_t step_weight_bytes() const { return executor_->decoder().step_weight_bytes(); }
   int64_t bytes_per_block() const { return executor_->decoder().bytes_per_block(); }
@@ -201,8 +202,8 @@ class PyExecutor {
                                       const std::string& dtype, const std::shared_ptr<Comm>& comm) const {
     require(dtype == "bf16" || dtype == "f16", "dtype '", dtype, "' is not one of bf16, f16, which device cuda has");
     const CudaOptions cuda{dtype == "f16" ? DType::f16 : DType::bf16, option<bool>(options, "batch_invariant"),
-                           option<int>(options, "device_index"), option<std::string>(options, "nccl_library"),
-                           option<bool>(options, "graphs")};
+                           option<int>(options, "device_index"),      option<std::string>(options, "nccl_library"),
+                           option<double>(options, "step_limit"),     option<bool>(options, "graphs")};
     py::gil_scoped_release released;
     return make_cuda_executor(config_, limits, rotary, cuda, comm);
   }
@@ -236,6 +237,7 @@ void bind_executor(py::module_& module) {
       .def("follow", &PyExecutor::follow)
       .def_property_readonly("exchange_seconds", &PyExecutor::exchange_seconds)
       .def_property_readonly("free_memory", &PyExecutor::free_memory)
+      .def_property_readonly("stream", &PyExecutor::stream)
       .def_property_readonly("weight_bytes", &PyExecutor::weight_bytes)
       .def_property_readonly("step_weight_bytes", &PyExecutor::step_weight_bytes)
       .def_property_readonly("bytes_per_block", &PyExecutor::bytes_per_block)

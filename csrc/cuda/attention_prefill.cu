@@ -82,9 +82,17 @@ __device__ __forceinline__ void consume(const Params& p, const int* starts, int 
   auto advance = [](int& stage, int& phase) {
     if (++stage == kRingStages) stage = 0, phase ^= 1;
   };
+  auto meet = [&] {  // the warpgroup's barrier
+    if (warpgroup == 0) {
+      named_barrier<1>(128);
+    } else {
+      named_barrier<2>(128);
+    }
+  };
   for (int index = blockIdx.x; index < items; index += gridDim.x) {
     const Tile tile = find_tile<kTileKeys>(p, starts, index);
     const int first_row = tile.first_row + warpgroup * 64;
+    meet();  // nobody multiplies with the queries of the tile before any more
     for (int i = thread; i < 64 * D / 8; i += 128) {
       const int row = first_row + i / (D / 8), column = i % (D / 8) * 8;
       uint4 v = make_uint4(0, 0, 0, 0);
@@ -95,11 +103,7 @@ __device__ __forceinline__ void consume(const Params& p, const int* starts, int 
       *reinterpret_cast<uint4*>(queries + column / 64 * (64 * 128) + swizzled(uint32_t(i / (D / 8)), column % 64 * 2)) = v;
     }
     fence_async();
-    if (warpgroup == 0) {
-      named_barrier<1>(128);
-    } else {
-      named_barrier<2>(128);
-    }
+    meet();
 
     // This thread's rows are row[0] and row[1] = row[0] + 8; a row sees keys in (position - window, position].
     int newest[2], oldest[2];

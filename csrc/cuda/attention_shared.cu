@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) shared_kernel(const Params p
   const int group = p.heads / p.kv_heads, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   if (threadIdx.x == 0) {
-    for (int s = 0; s < S::kStages; ++s) barrier_init(&full[s], 1), barrier_init(&empty[s], kWarps);
+    for (int s = 0; s < S::kStages; ++s) barrier_init(&full[s], 1), barrier_init(&empty[s], kThreads);
     barrier_init_fence();
   }
   sum_items(starts, p.groups, [&](int g) { return items_of(p, g); });
@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) shared_kernel(const Params p
       if (warp * 16 < item.members * group) {
         rows.take_block(shared_address(ring + stage * S::kStageBytes), p.scale, false, [](int, int) { return true; });
       }
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&empty[stage]);
+      barrier_arrive(&empty[stage]);
       if (++stage == S::kStages) stage = 0, phase ^= 1;
     }
     store_parts(p, item, members, rows);

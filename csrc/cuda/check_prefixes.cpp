@@ -74,6 +74,7 @@ std::vector<float> attend(CudaOps& ops, const Shape& s, const KvLayer& cache, co
 
 void check_shared_prefixes(CudaOps& ops, Report& report) {
   for (const Shape& s : {Shape{32, 8, 128}, Shape{14, 2, 64}, Shape{16, 1, 128}, Shape{3, 3, 64}}) {
+    if (report.quick && s.heads / s.kv_heads != 7 && s.dim != 128) continue;
     const KvLayer cache = random_cache(ops, s);
     for (int round = 0; round < (report.quick ? 1 : 4); ++round) {
       Step step;
@@ -82,9 +83,9 @@ void check_shared_prefixes(CudaOps& ops, Report& report) {
         for (int i = 0; i < count; ++i) blocks.push_back(free_block++ * 37 % kPool);
       };
       // Groups of several sizes and lengths, one of them empty, and sequences of no group between them.
-      for (int count : {40, 0, 3, integer(2, 20)}) {
+      for (int count : {report.quick ? 20 : 40, 0, 3, integer(2, report.quick ? 5 : 20)}) {
         std::vector<int32_t> prefix;
-        take(prefix, integer(1, 50));
+        take(prefix, integer(1, report.quick ? 12 : 50));
         for (int i = 0; i < count; ++i) {
           std::vector<int32_t> blocks = prefix;
           const int own = integer(1, count > 20 ? 2 : 9);
@@ -116,7 +117,8 @@ void check_each_token(CudaOps& ops, Report& report) {
   Step together, apart[2];
   std::vector<int32_t> blocks;
   for (int b = 0; b < 30; ++b) blocks.push_back(b * 11 % kPool);
-  together.add(blocks, 1900, 300);
+  const int context = report.quick ? 600 : 1900;  // more than one part
+  together.add(blocks, context, report.quick ? 20 : 300);
   together.add(blocks, 77, 1);
   const int tokens = int(together.positions.size()), width = (s.heads + 2 * s.kv_heads) * s.dim;
   const std::vector<float> qkv = normals(size_t(tokens) * size_t(width), 1);

@@ -3,6 +3,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/panel.h"
+#include "cuda/portable/portable.h"
 #include "cuda/sampler.h"
 #include "cuda/tile.h"
 
@@ -33,10 +34,18 @@ bool share(cudaStream_t stream, const Device& device, const StreamWeight& weight
   return true;
 }
 
+// A cluster for each row is quickest while there are few; then a block each, which need not wait for others.
+constexpr int kClusterRows = 32;
+
+void sample_rows(cudaStream_t stream, const Device& device, float* scratch, Tensor logits, const Sampling& sampling,
+                 const Sampled& sampled) {
+  (logits.rows <= kClusterRows ? sample : portable::sample)(stream, device, scratch, logits, sampling, sampled);
+}
+
 }  // namespace
 
 const Kernels kHopperKernels = {"hopper",       product,       share,
                                 attend_shared,  attend_decode, attend_each,
-                                attend_prefill, sample,        [](const Device&, int64_t) { return size_t(0); }};
+                                attend_prefill, sample_rows,   portable::sampler_scratch};
 
 }  // namespace oarlock::cuda

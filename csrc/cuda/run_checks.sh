@@ -10,15 +10,20 @@ export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/usr/local/cuda/targ
 programs=$build/csrc/cuda
 case $what in check | sanitize | bench | all) ;; *) sed -n 2,5p "$0"; exit 2 ;; esac
 gpus=$(nvidia-smi -L | wc -l)
-if [[ $what == check || $what == all ]]; then
-  timeout 300 "$programs/cuda_check"
-  if ((gpus > 1)); then timeout 120 "$programs/cuda_ranks_check" check "$((gpus < 8 ? gpus : 8))" peer; fi
-fi
-if [[ $what == sanitize || $what == all ]]; then
-  for part in elementwise attention sampler linear; do
-    timeout 600 compute-sanitizer --tool memcheck --error-exitcode 9 "$programs/cuda_check" $part quick
-    timeout 600 compute-sanitizer --tool racecheck --error-exitcode 9 "$programs/cuda_check" $part quick
-  done
+# On a Hopper GPU both kinds of kernels are checked, its own and those of older cards.
+for kernels in auto portable; do
+  export OARLOCK_CUDA_KERNELS=$kernels
+  if [[ $what == check || $what == all ]]; then timeout 300 "$programs/cuda_check"; fi
+  if [[ $what == sanitize || $what == all ]]; then
+    for part in elementwise attention sampler linear; do
+      timeout 600 compute-sanitizer --tool memcheck --error-exitcode 9 "$programs/cuda_check" $part quick
+      timeout 600 compute-sanitizer --tool racecheck --error-exitcode 9 "$programs/cuda_check" $part quick
+    done
+  fi
+done
+unset OARLOCK_CUDA_KERNELS
+if [[ ($what == check || $what == all) && $gpus -gt 1 ]]; then
+  timeout 120 "$programs/cuda_ranks_check" check "$((gpus < 8 ? gpus : 8))" peer
 fi
 if [[ $what == bench || $what == all ]]; then
   timeout 300 "$programs/cuda_bench"

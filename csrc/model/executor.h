@@ -26,6 +26,8 @@ class Executor {
   virtual void finish(int64_t blocks) = 0;
   // Bytes of device memory that the KV cache may take before finish, the workspace set aside; 0 where it is the host's.
   virtual int64_t free_memory() const = 0;
+  // The queue that steps run on, a cudaStream_t, for tests and profilers; null where a device has none.
+  virtual void* stream() const { return nullptr; }
   virtual void submit(const Plan& plan) = 0;  // the plan's memory may be reused once this returns
   virtual StepResult collect() = 0;
 
@@ -50,6 +52,7 @@ struct CudaOptions {
   bool batch_invariant = false;  // a row's result does not depend on its company; prompts are many times slower
   int device = 0;                // its number among those that this process sees
   std::string nccl_library;      // of a split model: NCCL's file, empty for the system's
+  double step_limit = 120;       // seconds; a step that takes longer has come to a device that hangs
   bool graphs = true;            // replay decode steps as CUDA graphs; off: every kernel is launched by itself, same results
 };
 

@@ -27,7 +27,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kBehind = Staging::kSlots;
-constexpr auto kStepLimit = std::chrono::seconds(120);
 constexpr auto kSpin = std::chrono::milliseconds(30);
 constexpr auto kLook = std::chrono::milliseconds(1);      // between two looks at the other ranks
 constexpr auto kGrace = std::chrono::milliseconds(1000);  // for the device, which knows whom it waits for, to give up first
@@ -85,6 +84,7 @@ class CudaExecutor : public Executor {
         graphs_on_(options.graphs),
         shares_prefixes_(!options.batch_invariant && config.sliding_window == 0),
         comm_(std::move(comm)),
+        step_limit_(options.step_limit),
         decoder_(std::make_unique<Decoder>(std::move(ops), config, limits, rotary)) {
     if (comm_) {
       channel_.emplace(comm_, limits);
@@ -107,6 +107,7 @@ class CudaExecutor : public Executor {
   }
 
   Decoder& decoder() override { return *decoder_; }
+  void* stream() const override { return ops_.stream(); }
 
   int64_t free_memory() const override {
     const ModelConfig& c = decoder_->config();
@@ -303,7 +304,7 @@ class CudaExecutor : public Executor {
   void wait(cudaEvent_t done) {
     using Seconds = std::chrono::duration<double>;
     const auto start = Clock::now();
-    const Seconds limit = comm_ ? std::min<Seconds>(Seconds(comm_->time_limit()) + kGrace, kStepLimit) : Seconds(kStepLimit);
+    const Seconds limit = comm_ ? std::min<Seconds>(Seconds(comm_->time_limit()) + kGrace, step_limit_) : step_limit_;
     auto looked = start;
     while (true) {
       const cudaError_t status = cudaEventQuery(done);
@@ -334,6 +335,7 @@ class CudaExecutor : public Executor {
   const bool graphs_on_, shares_prefixes_;
   const std::shared_ptr<Comm> comm_;  // null when the model is not split
   std::optional<PlanChannel> channel_;
+  const std::chrono::duration<double> step_limit_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<StepBuffers> buffers_ = std::make_unique<StepBuffers>();
   std::unique_ptr<ResultBuffers> results_ = std::make_unique<ResultBuffers>();

@@ -85,6 +85,10 @@ class Executor:
         """Bytes of device memory that the KV cache may take, before finish; 0 where it is the host's."""
 
     @property
+    def stream(self) -> int:
+        """The CUDA stream that steps run on, for tests and profilers; 0 on a CPU."""
+
+    @property
     def weight_bytes(self) -> int: ...
     @property
     def step_weight_bytes(self) -> int:

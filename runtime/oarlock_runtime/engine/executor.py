@@ -51,6 +51,7 @@ class ExecutorOptions:
     batch_invariant: bool = False  # a GPU's tokens for a seed don't depend on what else is in the batch
     graphs: bool = True  # a GPU replays decode steps as graphs; the same results without
     overlap: bool = True  # a GPU takes a step while another runs
+    step_limit: float = 120.0  # seconds; a step that takes longer has come to a GPU that hangs
 
 
 class CoreExecutor:
@@ -67,6 +68,11 @@ class CoreExecutor:
         self.weight_bytes = core.weight_bytes
         self.step_weight_bytes = core.step_weight_bytes
         self.bytes_per_block = core.bytes_per_block
+
+    @property
+    def stream(self) -> int:
+        """The CUDA stream that steps run on, for tests and profilers; 0 on a CPU."""
+        return self._core.stream
 
     def submit(self, plan: StepPlan) -> None:
         self._core.submit(plan)
@@ -143,6 +149,7 @@ def load_executor(
             "graphs": options.graphs,
             "device_index": ranks.local if ranks is not None else 0,
             "nccl_library": nccl_library() if ranks is not None else "",
+            "step_limit": options.step_limit,
             "comm": ranks.comm if ranks is not None else None,
             "vocab_starts": starts,
         }

@@ -4,51 +4,26 @@
 """
 
 import os
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.cuda import CUDA, needs_cuda, run, same, tiny
 from support.forcing import forced_plan
 from support.prompts import forced_texts
-from support.tiny import FAMILIES, tiny_checkpoint
+from support.tiny import FAMILIES
 
-from oarlock_runtime import _C
 from oarlock_runtime.cli.bench.steps import step_plan
-from oarlock_runtime.engine import kv_cache
-from oarlock_runtime.engine.config import EngineConfig
-from oarlock_runtime.engine.engine import Engine
-from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
-from oarlock_runtime.engine.plan import StepPlan, StepResult
-from oarlock_runtime.engine.request import Request
-from oarlock_runtime.engine.sampling import SamplingParams
-from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
+from oarlock_runtime.engine.executor import load_executor
+from oarlock_runtime.engine.plan import StepPlan
+from oarlock_runtime.models.checkpoint import open_checkpoint
 from oarlock_runtime.models.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.skipif("cuda" not in _C.devices(), reason="this build has no device cuda")
+pytestmark = needs_cuda
 
 REAL_MODEL = os.environ.get("TEST_MODEL", "")  # SmolLM2-135M-Instruct, as its package ships it
-CUDA = ExecutorOptions(device="cuda", max_sequences=64, max_context=512, max_batched_tokens=512, kv_blocks=512)
-
-
-def tiny(folder: Path, family: str = "qwen3") -> Checkpoint:
-    return tiny_checkpoint(folder, family, head_dim=64)
-
-
-def run(executor: CoreExecutor, plan: StepPlan) -> StepResult:
-    """A step's result, copied."""
-    executor.submit(plan)
-    result = executor.collect()
-    return StepResult(*(getattr(result, name).copy() for name in StepResult.__slots__))
-
-
-def same(left: StepResult, right: StepResult) -> None:
-    for name in ("token", "logprob", "status"):
-        np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
@@ -184,139 +159,3 @@ def test_a_step_goes_on_with_the_tokens_of_the_one_before(tmp_path: Path) -> Non
         after.token_sources = np.full(batch, batch, np.int32)
         with pytest.raises(ValueError, match=f"token_sources.*is {batch}, outside -1 to {batch - 1}"):
             executor.submit(after)
-
-
-class Jittery:
-    """An executor whose host is late at random."""
-
-    def __init__(self, executor: CoreExecutor, seed: int) -> None:
-        self._executor, self._dice = executor, np.random.default_rng(seed)
-
-    def submit(self, plan: StepPlan) -> None:
-        time.sleep(self._dice.choice([0, 0, 0.003]))
-        self._executor.submit(plan)
-
-    def collect(self) -> StepResult:
-        time.sleep(self._dice.choice([0, 0, 0.003]))
-        return self._executor.collect()
-
-
-def generate(
-    executor: CoreExecutor, requests: list[Request], blocks: int, overlap: bool = False, seed: int = 0
-) -> dict[int, list[int]]:
-    engine = Engine(
-        Jittery(executor, seed),
-        EngineConfig(
-            vocab=256,
-            max_context=448,
-            max_sequences=8,
-            max_batched_tokens=96,
-            max_rows=executor.max_rows,
-            blocks=blocks,
-            overlap=overlap,
-        ),
-    )
-    for request in requests:
-        engine.add(request)
-    found: dict[int, list[int]] = {request.request_id: [] for request in requests}
-    while engine.has_work:
-        output = engine.step()
-        assert output is not None
-        for request_id, token in zip(output.request_ids.tolist(), output.token_ids.tolist(), strict=True):
-            found[request_id].append(token)
-    assert engine.stats().preemptions_total > 0 or blocks > 16
-    return found
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_crowded_engine_repeats_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """With few blocks and preemption, graphs or none, steps that overlap or not: the same tokens, and those of ample
-    blocks."""
-    monkeypatch.setattr(kv_cache, "ROOM_BLOCKS", 0)
-    checkpoint = tiny(tmp_path)
-    random = np.random.default_rng(seed)
-    requests = [
-        Request(
-            number,
-            random.integers(0, 256, int(random.integers(1, 200))).astype(np.int32),
-            SamplingParams(
-                max_tokens=int(random.integers(20, 150)),
-                temperature=float(random.choice([0, 0.8])),
-                seed=number,
-                repetition_penalty=float(random.choice([1, 1, 1, 1.2])),
-                ignore_eos=True,
-            ),
-        )
-        for number in range(12)
-    ]
-    small = replace(CUDA, max_context=448, max_sequences=8, max_batched_tokens=96, kv_blocks=12, batch_invariant=True)
-    graphs = load_executor(checkpoint, small)
-    first = generate(graphs, requests, 12)
-    assert all(len(first[request.request_id]) == request.sampling.max_tokens for request in requests)
-    for overlap in (True, False):
-        assert generate(graphs, requests, 12, overlap, seed=1) == first
-    assert generate(load_executor(checkpoint, replace(small, graphs=False)), requests, 12) == first
-    for overlap in (True, False):
-        assert generate(load_executor(checkpoint, replace(small, kv_blocks=64)), requests, 64, overlap) == first
-
-
-def test_what_the_device_lacks_is_refused(tmp_path: Path) -> None:
-    checkpoint = tiny(tmp_path)
-    with pytest.raises(ValueError, match=r"f32.*bf16, f16, which device cuda has"):
-        load_executor(checkpoint, replace(CUDA, dtype="f32"))
-    with pytest.raises(ValueError, match="compute dtype"):
-        load_executor(checkpoint, replace(CUDA, quantization="int8"))
-    with pytest.raises(Exception, match="asks for a KV cache"):
-        load_executor(checkpoint, replace(CUDA, kv_blocks=1 << 28))
-
-
-def test_memory_that_is_taken_is_refused(tmp_path: Path) -> None:
-    """By whatever holds it: the weights and the workspace of a second model find no room, and the first one runs on."""
-    checkpoint = tiny(tmp_path)
-    plan = step_plan(checkpoint.spec.vocab, 4, 1, 70)
-    executor = load_executor(checkpoint, CUDA)
-    expected = run(executor, plan)
-    with pytest.raises(RuntimeError, match=r"the device has no room for \d+ bytes"):
-        load_executor(checkpoint, replace(CUDA, max_sequences=1 << 23, kv_blocks=8))
-    same(run(executor, plan), expected)
-
-
-FAULT = r"""
-import ctypes, sys, time
-from pathlib import Path
-import numpy as np
-from oarlock_runtime.cli.bench.steps import step_plan
-from oarlock_runtime.engine.executor import ExecutorOptions, load_executor
-from oarlock_runtime.models.checkpoint import open_checkpoint
-
-executor = load_executor(
-    open_checkpoint(sys.argv[1]), ExecutorOptions(device="cuda", max_sequences=8, max_context=128, kv_blocks=16)
-)
-plan = step_plan(256, 4, 1, 70)
-executor.submit(plan)
-executor.collect()
-driver = ctypes.CDLL("libcuda.so.1")
-module, function = ctypes.c_void_p(), ctypes.c_void_p()
-source = b".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry fault() { trap; }\0"
-assert driver.cuModuleLoadData(ctypes.byref(module), source) == 0
-assert driver.cuModuleGetFunction(ctypes.byref(function), module, b"fault") == 0
-assert driver.cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, None, None, None) == 0
-begin = time.monotonic()
-for _ in range(2):
-    try:
-        executor.submit(plan)
-        executor.collect()
-    except RuntimeError as error:
-        print("refused:", error)
-assert time.monotonic() - begin < 20
-"""
-
-
-def test_a_fault_on_the_device_ends_with_a_message(tmp_path: Path) -> None:
-    """In a process of its own, whose device is lost: the steps after it are refused, and the process can end."""
-    checkpoint = tiny(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", FAULT, checkpoint.path], capture_output=True, text=True, timeout=100, env=os.environ
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("refused:") == 2, done.stdout
