@@ -14,6 +14,16 @@ from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
 SECONDS = 120.0
 
 
+class OwnDirectory:
+    """Opens the directory of each rank's host, in whatever process: `folder`/host-0 and on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, rank: int, world: int) -> Checkpoint:
+        return open_checkpoint(self.folder / f"host-{rank}", rank=rank, world=world)
+
+
 @contextmanager
 def split_executor(path: Path, options: ExecutorOptions, world: int) -> Iterator[CoreExecutor]:
     """Rank 0's executor of the model at `path`, split over `world` processes."""

@@ -9,6 +9,7 @@ import pytest
 from support.forcing import predict
 from support.paddle_files import paddle_directory
 from support.paddle_split import split_directory
+from support.ranks import OwnDirectory
 from support.tiny import FAMILIES, tiny_checkpoint
 
 from oarlock_runtime.engine.executor import ExecutorOptions, load_executor
@@ -114,16 +115,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (second / "rank_3" / "model.json").write_text((other / "rank_1" / "model.json").read_text())
     with pytest.raises(CheckpointError, match=r"rank_3/model\.pdiparams: 0 .* \[512, 128\] or \[128, 128\]"):
         open_checkpoint(second, rank=3, world=4)
-
-
-class OwnDirectory:
-    """Opens the directory of each rank's host, in whatever process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, rank: int, world: int) -> Checkpoint:
-        return open_checkpoint(self.folder / f"host-{rank}", rank=rank, world=world)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
