@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from support.cuda import CUDA, generate, run, same, small_engine
 from support.forcing import forced_plan
 from support.prompts import forced_texts
 from support.ranks import split_executor
@@ -23,11 +24,8 @@ from support.tiny import FAMILIES, tiny_directory
 
 from oarlock_runtime import _C
 from oarlock_runtime.cli.bench.steps import step_plan
-from oarlock_runtime.engine.config import EngineConfig
-from oarlock_runtime.engine.engine import Engine
-from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
+from oarlock_runtime.engine.executor import load_executor
 from oarlock_runtime.engine.local_ranks import SplitModel, split_model
-from oarlock_runtime.engine.plan import StepPlan, StepResult
 from oarlock_runtime.engine.request import Request
 from oarlock_runtime.engine.sampling import SamplingParams
 from oarlock_runtime.models.checkpoint import open_checkpoint
@@ -36,19 +34,11 @@ from oarlock_runtime.models.tokenizer import load_tokenizer
 pytestmark = pytest.mark.skipif(_C.cuda_device_count() < 2, reason="there are not two GPUs, or this build has no cuda")
 
 REAL_MODEL = os.environ.get("TEST_MODEL", "")  # SmolLM2-135M-Instruct, as its package ships it
-CUDA = ExecutorOptions(device="cuda", max_sequences=64, max_context=512, max_batched_tokens=512, kv_blocks=512)
 HEARTBEAT = 5
 
 
 def model(folder: Path, family: str = "qwen3") -> Path:
     return tiny_directory(folder, family, head_dim=64)
-
-
-def run(executor: CoreExecutor, plan: StepPlan) -> StepResult:
-    """A step's result, copied."""
-    executor.submit(plan)
-    result = executor.collect()
-    return StepResult(*(getattr(result, name).copy() for name in StepResult.__slots__))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
@@ -126,32 +116,7 @@ def test_graphs_give_the_same_bits(tmp_path: Path) -> None:
         for plan, wanted in zip(plans, expected, strict=True):
             for _ in range(3):  # call by call, captured, replayed
                 got = run(graphs, plan)
-                for name in ("token", "logprob", "status"):
-                    np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))
-
-
-def generate(executor: CoreExecutor, requests: list[Request], overlap: bool) -> dict[int, list[int]]:
-    engine = Engine(
-        executor,
-        EngineConfig(
-            vocab=256,
-            max_context=448,
-            max_sequences=8,
-            max_batched_tokens=96,
-            max_rows=executor.max_rows,
-            blocks=executor.blocks,
-            overlap=overlap,
-        ),
-    )
-    for request in requests:
-        engine.add(request)
-    found: dict[int, list[int]] = {request.request_id: [] for request in requests}
-    while engine.has_work:
-        output = engine.step()
-        assert output is not None
-        for request_id, token in zip(output.request_ids.tolist(), output.token_ids.tolist(), strict=True):
-            found[request_id].append(token)
-    return found
+                same(got, wanted)
 
 
 def test_steps_overlap(tmp_path: Path) -> None:
@@ -172,8 +137,11 @@ def test_steps_overlap(tmp_path: Path) -> None:
     ]
     small = replace(CUDA, max_context=448, max_sequences=8, max_batched_tokens=96, kv_blocks=64, batch_invariant=True)
     with split_executor(model(tmp_path), small, 2) as executor:
-        first = generate(executor, requests, overlap=False)
-        assert generate(executor, requests, overlap=True) == first
+        first, overlapped = (
+            generate(small_engine(executor, executor.max_rows, executor.blocks, overlap), requests)
+            for overlap in (False, True)
+        )
+        assert overlapped == first
     assert all(len(first[request.request_id]) == request.sampling.max_tokens for request in requests)
 
 

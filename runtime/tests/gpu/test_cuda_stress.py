@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.cuda import SMALL, needs_cuda, tiny
+from support.cuda import SMALL, generate, needs_cuda, small_engine, tiny
 from support.gpu_kernels import StreamKernels
 
 from oarlock_runtime.engine import kv_cache
-from oarlock_runtime.engine.config import EngineConfig
-from oarlock_runtime.engine.engine import Engine
 from oarlock_runtime.engine.executor import CoreExecutor, load_executor
 from oarlock_runtime.engine.plan import StepPlan, StepResult
 from oarlock_runtime.engine.request import Request
@@ -41,7 +39,7 @@ class Jittery:
         return self._executor.collect()
 
 
-def generate(
+def generate_late(
     executor: CoreExecutor,
     requests: list[Request],
     blocks: int,
@@ -51,27 +49,10 @@ def generate(
 ) -> dict[int, list[int]]:
     """The tokens of each request; with a seed, host and device are late at random."""
     kernels = StreamKernels(executor.stream)
-    engine = Engine(
-        Jittery(executor, kernels, seed) if seed else executor,
-        EngineConfig(
-            vocab=256,
-            max_context=448,
-            max_sequences=8,
-            max_batched_tokens=96,
-            max_rows=executor.max_rows,
-            blocks=blocks,
-            overlap=overlap,
-        ),
-    )
-    for request in requests:
-        engine.add(request)
-    found: dict[int, list[int]] = {request.request_id: [] for request in requests}
+    late = Jittery(executor, kernels, seed) if seed else executor
+    engine = small_engine(late, executor.max_rows, blocks, overlap)
     with kernels.jitter(seed, between=not graphs) if seed else nullcontext():
-        while engine.has_work:
-            output = engine.step()
-            assert output is not None
-            for request_id, token in zip(output.request_ids.tolist(), output.token_ids.tolist(), strict=True):
-                found[request_id].append(token)
+        found = generate(engine, requests)
     assert engine.stats().preemptions_total > 0 or blocks > 16
     return found
 
@@ -97,12 +78,12 @@ def test_a_crowded_engine_repeats_itself(tmp_path: Path, monkeypatch: pytest.Mon
         )
         for number in range(12)
     ]
-    expected = generate(load_executor(checkpoint, replace(SMALL, graphs=False)), requests, 12)
+    expected = generate_late(load_executor(checkpoint, replace(SMALL, graphs=False)), requests, 12)
     assert all(len(expected[request.request_id]) == request.sampling.max_tokens for request in requests)
     for graphs in (True, False):
         executor = load_executor(checkpoint, replace(SMALL, graphs=graphs))
         for overlap in (True, False):
-            assert generate(executor, requests, 12, overlap, seed, graphs) == expected
+            assert generate_late(executor, requests, 12, overlap, seed, graphs) == expected
     for overlap in (True, False):
         ample = load_executor(checkpoint, replace(SMALL, kv_blocks=64))
-        assert generate(ample, requests, 64, overlap, seed if overlap else 0) == expected
+        assert generate_late(ample, requests, 64, overlap, seed if overlap else 0) == expected
