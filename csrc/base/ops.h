@@ -39,9 +39,9 @@ struct Tensor {
 enum class SourceFormat : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
 
 // How a weight is held. int8: w = s*q, one float32 scale for a span of up to 576 along k. int8_groups: w = d*q per 32 (q8_0's
-// own bits). int4: w = d*q + m per 32 (q4_1's own bits; q4_0 has m = -8d). keep: the checkpoint's own bits for q8_0/q4_0/q4_1,
-// else the compute dtype.
-enum class WeightFormat : uint8_t { keep, f32, f16, bf16, int8, int8_groups, int4 };
+// own bits). int4: w = s*(d*q + z), one s for a span as in int8, small integers d and z per 32. int4_groups: w = d*q + m per 32
+// (q4_1's own bits; q4_0 has m = -8d). keep: the checkpoint's own bits for q8_0/q4_0/q4_1, else the compute dtype.
+enum class WeightFormat : uint8_t { keep, f32, f16, bf16, int8, int8_groups, int4, int4_groups };
 
 // A piece of a weight's rows in host memory. Several pieces stacked along n make one weight (q, k, v; gate, up).
 struct WeightPiece {

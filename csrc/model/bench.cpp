@@ -1,6 +1,6 @@
 // decoder_bench: where the time of one step goes, by kind of operation, on random weights of SmolLM2-135M's shape.
-// Usage: decoder_bench [f32|bf16|int8|int4] [tokens ...]: a prompt of so many tokens in one step; a negative number stands for
-// so many sequences that each decode a token at the end of a context of 256.
+// Usage: decoder_bench [f32|bf16|int8|int4|int8_groups|int4_groups] [tokens ...]: a prompt of so many tokens in one step; a
+// negative number stands for so many sequences that each decode a token at the end of a context of 256.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -96,6 +96,12 @@ ModelConfig small_model() {
   return config;
 }
 
+// What embedding and head are held as: no less than 8 bits, as the loader has it.
+WeightFormat head_format(WeightFormat format) {
+  if (format == WeightFormat::int4_groups) return WeightFormat::int8_groups;
+  return format == WeightFormat::int4 ? WeightFormat::int8 : format;
+}
+
 void load(Decoder& decoder, const ModelConfig& c, WeightFormat format) {
   std::minstd_rand random(7);
   auto give = [&](const std::string& name, std::vector<int64_t> heights, int64_t k) {
@@ -107,7 +113,7 @@ void load(Decoder& decoder, const ModelConfig& c, WeightFormat format) {
       for (float& value : memory.back()) value = mean + scale * (float(random() >> 7) * 0x1p-23f - 1);
       pieces.push_back({SourceFormat::f32, n, k, memory.back().data()});
     }
-    decoder.load(name, pieces, k == 1 ? WeightFormat::f32 : format);
+    decoder.load(name, pieces, k == 1 ? WeightFormat::f32 : name == "embed" ? head_format(format) : format);
   };
   const int64_t queries = int64_t(c.heads) * c.head_dim, keys = int64_t(c.kv_heads) * c.head_dim;
   give("embed", {c.vocab}, c.hidden);
@@ -211,6 +217,7 @@ int run(int argc, char** argv) {
                               : name == "int8"        ? WeightFormat::int8
                               : name == "int8_groups" ? WeightFormat::int8_groups
                               : name == "int4"        ? WeightFormat::int4
+                              : name == "int4_groups" ? WeightFormat::int4_groups
                                                       : WeightFormat::bf16;
   std::vector<int> counts;
   for (int i = 2; i < argc; ++i) counts.push_back(std::atoi(argv[i]));

@@ -226,7 +226,8 @@ int main() {
   using namespace oarlock;
   std::printf("decoder_check on %s\n", name_of(selected_isa()));
   int failed = check_format("f32", DType::f32, WeightFormat::f32) + check_format("bf16", DType::bf16, WeightFormat::bf16) +
-               check_format("int8", DType::bf16, WeightFormat::int8) + check_format("int4", DType::bf16, WeightFormat::int4);
+               check_format("int8", DType::bf16, WeightFormat::int8) + check_format("int4", DType::bf16, WeightFormat::int4) +
+               check_format("int4_groups", DType::bf16, WeightFormat::int4_groups);
   failed += check_prefixes();
   return failed == 0 ? 0 : 1;
 }

@@ -60,7 +60,7 @@ class Settings:
     quantization: str = _setting(
         "auto",
         "how weights are held: auto keeps the 8 and 4 bits of a GGUF or a Paddle directory and holds all else in "
-        "dtype; int8 is made from what the file has, whatever that is, int4 from all but 4 bits",
+        "dtype; int8 and int4 are made from what the file has, whatever that is",
         choices=("auto", "f32", "bf16", "int8", "int4"),
     )
     paddle_packing: str = _setting(

@@ -125,8 +125,8 @@ int main(int argc, char** argv) {
   try {
     ThreadPool pool(int(std::max(1u, std::thread::hardware_concurrency())));
     Floors floors = measure_floors(pool);
-    for (WeightFormat format :
-         {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int8_groups, WeightFormat::int4, WeightFormat::f32})
+    for (WeightFormat format : {WeightFormat::bf16, WeightFormat::int8, WeightFormat::int8_groups, WeightFormat::int4,
+                                WeightFormat::int4_groups, WeightFormat::f32})
       for (const Shape& shape : kShapes) bench(floors, pool, shape, format, rows, seconds);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "gemm_bench: %s\n", error.what());

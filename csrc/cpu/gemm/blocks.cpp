@@ -88,7 +88,7 @@ void read_floats(const WeightPiece& piece, int64_t row, float* out) {
   } else if (piece.format == SourceFormat::f16) {
     for (int64_t i = 0; i < piece.k; ++i) out[i] = f16_value(load16(from + 2 * i));
   } else {
-    WeightFormat format = piece.format == SourceFormat::q8_0 ? WeightFormat::int8_groups : WeightFormat::int4;
+    WeightFormat format = piece.format == SourceFormat::q8_0 ? WeightFormat::int8_groups : WeightFormat::int4_groups;
     for (int64_t g = 0; g < piece.k / kGroup; ++g)
       dequantize_group(format, read_group(piece, row, g, format), out + g * kGroup);
   }
@@ -96,7 +96,7 @@ void read_floats(const WeightPiece& piece, int64_t row, float* out) {
 
 bool holds_groups(SourceFormat source, WeightFormat format) {
   if (format == WeightFormat::int8_groups) return source == SourceFormat::q8_0;
-  return format == WeightFormat::int4 && (source == SourceFormat::q4_0 || source == SourceFormat::q4_1);
+  return format == WeightFormat::int4_groups && (source == SourceFormat::q4_0 || source == SourceFormat::q4_1);
 }
 
 Group read_group(const WeightPiece& piece, int64_t row, int64_t index, WeightFormat format) {

@@ -8,7 +8,7 @@
 
 namespace oarlock::cpu {
 
-// w = d * (code - 128) for int8_groups, d * code + m for int4; d and m are f16 bits.
+// w = d * (code - 128) for int8_groups, d * code + m for int4_groups; d and m are f16 bits.
 struct Group {
   uint16_t d = 0, m = 0;
   uint8_t codes[kGroup] = {};
@@ -24,7 +24,7 @@ void read_floats(const WeightPiece& piece, int64_t row, float* out);
 bool holds_groups(SourceFormat source, WeightFormat format);
 // Group `index` of row `row`, its bits kept; the piece must hold groups of `format`.
 Group read_group(const WeightPiece& piece, int64_t row, int64_t index, WeightFormat format);
-// The nearest group to 32 floats: int8_groups symmetric around 0, int4 between their least and greatest.
+// The nearest group to 32 floats: int8_groups symmetric around 0, int4_groups between their least and greatest.
 Group quantize_group(const float* values, WeightFormat format);
 
 // The nearest code to value / scale of those from least to greatest; 0 for what is not a number.

@@ -30,13 +30,13 @@ struct Case {
 };
 
 const char* name_of(WeightFormat format) {
-  constexpr const char* kNames[] = {"keep", "f32", "f16", "bf16", "int8", "int8_groups", "int4"};
+  constexpr const char* kNames[] = {"keep", "f32", "f16", "bf16", "int8", "int8_groups", "int4", "int4_groups"};
   return kNames[int(format)];
 }
 
 // Error allowed of |sum of products| magnitude: float32 sums, bf16 rounding of activations or weights, 15-bit activations.
 double tolerance(const PackedWeight& w) {
-  bool quantized = w.format == WeightFormat::int8 || w.format == WeightFormat::int8_groups || w.format == WeightFormat::int4;
+  bool quantized = w.format != WeightFormat::f32 && w.format != WeightFormat::bf16;
   if (w.compute == DType::f32 || !quantized) return 2e-6;
   return w.kernel->input == Input::raised ? 4.5e-3 : 4e-6;  // bf16 weights; else the activations' scale adds its own term
 }
@@ -216,7 +216,7 @@ struct Checker {
     c.source = pick(SourceFormat::f32, SourceFormat::bf16, SourceFormat::f16, SourceFormat::q8_0, SourceFormat::q4_0,
                     SourceFormat::q4_1);
     c.format = pick(WeightFormat::f32, WeightFormat::bf16, WeightFormat::int8, WeightFormat::int8, WeightFormat::int8_groups,
-                    WeightFormat::int4, WeightFormat::keep);
+                    WeightFormat::int4, WeightFormat::int4, WeightFormat::int4_groups, WeightFormat::keep);
     c.compute = pick(DType::bf16, DType::bf16, DType::f32);
     c.gated = random() % 4 == 0;
     c.bias = random() % 2;

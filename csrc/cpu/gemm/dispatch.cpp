@@ -33,6 +33,11 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
       if (isa >= Isa::avx512_vnni) return kVnniInt8;
       return wide ? kAvx512Int8 : kAvx2Int8;
     case WeightFormat::int4:
+      if (compute == DType::f32) return wide ? kAvx512Int4SpansF32 : kAvx2Int4SpansF32;
+      if (isa == Isa::amx) return kAmxInt4Spans;
+      if (isa >= Isa::avx512_vnni) return kVnniInt4Spans;
+      return wide ? kAvx512Int4Spans : kAvx2Int4Spans;
+    case WeightFormat::int4_groups:
       if (compute == DType::f32) return wide ? kAvx512Int4F32 : kAvx2Int4F32;
       if (tiles) return kAmxInt4;
       if (isa >= Isa::avx512_vnni) return kVnniInt4;
@@ -45,8 +50,7 @@ const Kernel& choose_kernel(Isa isa, WeightFormat format, DType compute) {
 namespace {
 
 constexpr int64_t kScratch = kWeightScratch + kSums * 4;
-constexpr int64_t kHeldBytes = 384 << 10;  // of panels that stay in the L2 cache for a piece's rows, the next ones beside them
-constexpr int64_t kLongK = 2048;           // beyond it, a piece's rows of x do not stay in the L2 cache
+constexpr int64_t kLongK = 2048;  // beyond it, a piece's rows of x do not stay in the L2 cache
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -138,6 +142,7 @@ struct Plan {
   Pieces pieces;          // panels, when a piece has up to four
   int64_t deep;           // panels of a piece, otherwise 0
   int64_t count;          // pieces that all panels make
+  bool draws_on = false;  // the last pieces draw the next weight's first ones from memory
   bool near = false;      // each thread keeps to its own rows, which its cache then has from the operation before
 
   Plan(const Activations& a, const PackedWeight& w, int threads)
@@ -148,7 +153,9 @@ struct Plan {
     // Tiles: sums rest between parts of a long k, for kMaxRows rows; otherwise they leave at once, for any number.
     int64_t most = deep_kernel ? (long_k ? kMaxRows : std::min<int64_t>(fitting, 1024)) : std::min<int64_t>(fitting, kMaxRows);
     most = std::max<int64_t>(most, 32);
-    const bool held = a.in_place || (kernel.layout == Layout::int8_spans && deep_kernel && a.rows > kNearRows);
+    draws_on = is_spans(kernel.layout) && deep_kernel && a.rows <= 8;
+    const bool held =
+        a.in_place || (is_spans(kernel.layout) && deep_kernel && a.rows > kNearRows && opens_whole(kernel.layout, a.k));
     if (held) {
       near = true;
       most = std::clamp<int64_t>(round_up((a.rows + threads - 1) / threads, 32), kNearRows, kMaxRows);
@@ -157,7 +164,7 @@ struct Plan {
     chunk = round_up((a.rows + chunks - 1) / chunks, 32);
     chunks = (a.rows + chunk - 1) / chunk;
     if (held) {
-      deep = std::clamp<int64_t>(kHeldBytes / w.panel_bytes / 4 * 4, 2, kHeldPanels);
+      deep = std::clamp<int64_t>(kHeldBytes / opened_bytes(kernel.layout, a.k, w.panel_bytes) / 4 * 4, 2, kHeldPanels);
       count = (w.panels + deep - 1) / deep;
     } else if (deep_kernel && a.rows > 64) {
       // Wide pieces read x less often where it does not stay in the cache, if enough of them are left for the threads.
@@ -190,6 +197,10 @@ void multiply(ThreadPool& pool, Workspace& workspace, const Tensor& out, const T
       product.ahead = w.next ? w.next->data : nullptr;
     } else if (next < items) {
       product.ahead = w.data + plan.first(next % plan.count) * w.panel_bytes;
+      product.ahead_panel_bytes = w.panel_bytes;
+    } else if (w.next && plan.draws_on && kMaxPanels * (next - items) < w.next->panels) {
+      product.ahead = w.next->data + kMaxPanels * (next - items) * w.next->panel_bytes;
+      product.ahead_panel_bytes = w.next->panel_bytes;
     }
     product.shift = w.shift;
     product.unit = w.unit;

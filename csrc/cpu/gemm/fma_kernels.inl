@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/gemm/dense.inl"
+#include "cpu/gemm/span_codes.inl"
 
 struct FmaPolicy {
   using Vec = Simd::Floats;
@@ -46,10 +47,17 @@ constexpr int kExpandChunk = 256;  // elements of k: 64 KiB of floats for four p
 template <Layout kLayout>
 void expand_panel(const uint8_t* panel, int64_t span, int64_t first, int64_t count, float* out) {
   constexpr bool kInt4 = kLayout == Layout::int4_quads;
-  if (kLayout == Layout::int8_spans) {
+  if (is_spans(kLayout)) {
+    constexpr int64_t kTile = kLayout == Layout::int4_spans ? kInt4Tile : kInt8Tile;
+    alignas(64) uint8_t opened[kInt8Tile];
     for (int64_t at = first * kGroup; at < first * kGroup + count; at += 4, out += 4 * kPanel) {
-      const uint8_t* codes = panel + span_place(at / 64, span) + at % 64 * kPanel;
-      const float* scales = reinterpret_cast<const float*>(panel + at / 64 / span * span_bytes(span));
+      const uint8_t* codes = panel + span_place(at / 64, span, kTile);
+      const float* scales = reinterpret_cast<const float*>(panel + at / 64 / span * span_bytes(span, kTile));
+      if (kLayout == Layout::int4_spans) {
+        if (at % 64 == 0) open_tile(codes, opened);
+        codes = opened;
+      }
+      codes += at % 64 * kPanel;
       for (int col = 0; col < kPanel; ++col)
         for (int j = 0; j < 4; ++j) out[j * kPanel + col] = scales[col] * float(int8_t(codes[col * 4 + j]));
     }

@@ -33,8 +33,8 @@ class PackedWeight : public Weight {
 
 // Packs the pieces, stacked along n. `compute` is the dtype of the activations it will meet (bf16 or f32).
 // The format asked for holds for the whole weight; quantized pieces that already have it keep their bits. `keep` takes the
-// best format that any piece needs: int4 for q4_0 and q4_1, int8_groups for q8_0, `compute` for dense ones. A piece of another
-// format is converted through float: q4 to int8_groups moves a value by at most 1/254 of its group's largest.
+// best format that any piece needs: int4_groups for q4_0 and q4_1, int8_groups for q8_0, `compute` for dense ones. A piece of
+// another format is converted through float: q4 to int8_groups moves a value by at most 1/254 of its group's largest.
 // InvalidArgument: k not a multiple of 32, pieces of unequal k, gated pieces that are not two of equal n, format f16.
 std::unique_ptr<PackedWeight> pack(const std::vector<WeightPiece>& pieces, WeightFormat format, bool gated, DType compute,
                                    ThreadPool& pool);

@@ -193,7 +193,7 @@ void product(const Product& job) {
 const Kernel kAmxBf16 = {"amx bf16", Layout::bf16, Input::tiles, 1 << 20, kDeepPanels, tile_rows<false>, product<Format::bf16>};
 const Kernel kAmxInt8 = {"amx int8 groups", Layout::int8_pairs, Input::raised,        1 << 20,
                          kDeepPanels,       tile_rows<true>,    product<Format::int8>};
-const Kernel kAmxInt4 = {"amx int4",  Layout::int4_pairs, Input::raised,        1 << 20,
-                         kDeepPanels, tile_rows<true>,    product<Format::int4>};
+const Kernel kAmxInt4 = {"amx int4 groups", Layout::int4_pairs, Input::raised,        1 << 20,
+                         kDeepPanels,       tile_rows<true>,    product<Format::int4>};
 
 }  // namespace oarlock::cpu

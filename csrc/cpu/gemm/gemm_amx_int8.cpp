@@ -1,5 +1,6 @@
-// Products by AMX integer tiles (TDPBSSD) for int8 weights in spans: digits of x by weights straight from their panels. A
-// span's sums are exact and scaled as in spans.inl, so that tiles give the bits of VPDPBUSD, which a row alone is given to.
+// Products by AMX integer tiles (TDPBSSD) for int8 and int4 weights in spans: digits of x by int8 weights straight from their
+// panels, or by int4 weights opened to the same. A span's sums are exact and scaled as in spans.inl, so that tiles give the
+// bits of VPDPBUSD, which a row alone is given to.
 //
 // Tiles of x: rows in blocks of 8, a block's tiles along k one after the other, each the rows' high digits, then their low
 // ones, [16][64] bytes = 1 KiB. A block thus costs what 16 rows of bf16 cost, for twice the k.
@@ -16,6 +17,9 @@ namespace {
 
 constexpr int64_t kMostSteps = 32;  // tiles along k in one go, of 64 k: two panels of them, and 256 rows of x, fit the L2 cache
 constexpr int kTileSums = 2 * 16 * kPair;  // of two blocks of x by two panels
+constexpr int64_t kOpened = 16 << 10;      // bytes of a thread's scratch memory before opened weights
+static_assert(kOpened >= 2 * kTileSums * 4 && kOpened >= 2 * 16 * kStride * 4, "sums need more room");
+static_assert(kWeightScratch >= kOpened + 2 * kMostSteps * kTile && kWeightScratch >= kOpened + kHeldBytes, "no room to open");
 
 int block_height(int64_t rows) { return int(rows < kBlockRows ? rows : kBlockRows); }
 
@@ -31,6 +35,7 @@ void tile_digits(const Prepare& job, int64_t first, int64_t last) {
 }
 
 // One row: the time to read the weights, four panels at once, since several streams read faster than one.
+template <bool kInt4>
 void one_row(const Product& job) {
   SpanJob row;
   row.x = job.x->data;
@@ -47,56 +52,115 @@ void one_row(const Product& job) {
   for (int panel = 0; panel < job.panels; panel += kMaxPanels) {
     const int width = job.panels - panel < kMaxPanels ? job.panels - panel : kMaxPanels;
     row.weights = job.weights + panel * job.panel_bytes;
-    if (width == 4) span_block<Digits, 1, 4>(row);
-    if (width == 3) span_block<Digits, 1, 3>(row);
-    if (width == 2) span_block<Digits, 1, 2>(row);
-    if (width == 1) span_block<Digits, 1, 1>(row);
+    row.next = following(job, panel, width);
+    if (width == 4) span_block<Digits<kInt4>, 1, 4>(row);
+    if (width == 3) span_block<Digits<kInt4>, 1, 3>(row);
+    if (width == 2) span_block<Digits<kInt4>, 1, 2>(row);
+    if (width == 1) span_block<Digits<kInt4>, 1, 1>(row);
     finish_sums(job, 0, 1, panel, width, job.c, kStride);
   }
 }
 
+template <int64_t kBytes>
 OARLOCK_INLINE void draw_tile(const uint8_t* tile) {
 #pragma GCC unroll 16
-  for (int line = 0; line < 16; ++line) _mm_prefetch(tile + line * 64, _MM_HINT_T0);
+  for (int64_t line = 0; line < kBytes / 64; ++line) _mm_prefetch(tile + line * 64, _MM_HINT_T0);
 }
 
-// Up to 8 rows by up to four panels over one span; c has rows of 64 sums.
 template <int kPanels>
-void one_block(const uint8_t* x, const uint8_t* w, int64_t panel_bytes, int64_t tiles, int32_t* c) {
-  constexpr int kRowBytes = kStride * 4, kAhead = 4 * kTile;
+OARLOCK_INLINE void zero_sums() {
   _tile_zero(0);
   if (kPanels > 1) _tile_zero(1);
   if (kPanels > 2) _tile_zero(2);
   if (kPanels > 3) _tile_zero(3);
-  for (int64_t tile = 0; tile < tiles; ++tile, x += kTile, w += kTile) {
-    _tile_loadd(4, x, 64);
-    draw_tile(w + kAhead);
-    _tile_loadd(6, w, 64);
-    _tile_dpbssd(0, 4, 6);
-    if (kPanels > 1) {
-      draw_tile(w + panel_bytes + kAhead);
-      _tile_loadd(7, w + panel_bytes, 64);
-      _tile_dpbssd(1, 4, 7);
-    }
-    if (kPanels > 2) {
-      draw_tile(w + 2 * panel_bytes + kAhead);
-      _tile_loadd(6, w + 2 * panel_bytes, 64);
-      _tile_dpbssd(2, 4, 6);
-    }
-    if (kPanels > 3) {
-      draw_tile(w + 3 * panel_bytes + kAhead);
-      _tile_loadd(7, w + 3 * panel_bytes, 64);
-      _tile_dpbssd(3, 4, 7);
-    }
-  }
+}
+
+template <int kPanels>
+OARLOCK_INLINE void store_sums(int32_t* c) {
+  constexpr int kRowBytes = kStride * 4;
   _tile_stored(0, c, kRowBytes);
   if (kPanels > 1) _tile_stored(1, c + 16, kRowBytes);
   if (kPanels > 2) _tile_stored(2, c + 32, kRowBytes);
   if (kPanels > 3) _tile_stored(3, c + 48, kRowBytes);
 }
 
+// A tile of x by one of each panel, `panel` bytes apart; kDraw: others are drawn from memory.
+template <int kPanels, bool kDraw>
+OARLOCK_INLINE void multiply_tiles(const uint8_t* x, const uint8_t* w, int64_t panel, Drawn drawn) {
+  _tile_loadd(4, x, 64);
+  if (kDraw) draw_tile<kInt8Tile>(drawn.from);
+  _tile_loadd(6, w, 64);
+  _tile_dpbssd(0, 4, 6);
+  if (kPanels > 1) {
+    if (kDraw) draw_tile<kInt8Tile>(drawn.from + drawn.panel);
+    _tile_loadd(7, w + panel, 64);
+    _tile_dpbssd(1, 4, 7);
+  }
+  if (kPanels > 2) {
+    if (kDraw) draw_tile<kInt8Tile>(drawn.from + 2 * drawn.panel);
+    _tile_loadd(6, w + 2 * panel, 64);
+    _tile_dpbssd(2, 4, 6);
+  }
+  if (kPanels > 3) {
+    if (kDraw) draw_tile<kInt8Tile>(drawn.from + 3 * drawn.panel);
+    _tile_loadd(7, w + 3 * panel, 64);
+    _tile_dpbssd(3, 4, 7);
+  }
+}
+
+// A span's tiles of up to four panels.
+struct FewTiles {
+  const uint8_t *x, *w;
+  int64_t panel_bytes;
+  int64_t first, count, all;  // the span's first tile and their number, and that of a panel's
+  Following next;
+  int32_t* c;  // rows of 64 sums
+  uint8_t* opened;
+};
+
+// Up to 8 rows by up to four panels.
+template <int kPanels>
+void one_block(const FewTiles& job) {
+  constexpr int64_t kAhead = 4;
+  const uint8_t *x = job.x, *w = job.w;
+  zero_sums<kPanels>();
+  for (int64_t tile = 0; tile < job.count; ++tile, x += kTile, w += kTile) {
+    multiply_tiles<kPanels, true>(x, w, job.panel_bytes,
+                                  job.next.draw<kAhead, kTile>(w, job.panel_bytes, job.first + tile, job.all));
+  }
+  store_sums<kPanels>(job.c);
+}
+
+// The same by int4 panels, whose tiles are opened while the ones before are multiplied.
+template <int kPanels>
+void opening_block(const FewTiles& job) {
+  constexpr int64_t kAhead = 4;
+  const uint8_t *x = job.x, *w = job.w;
+  zero_sums<kPanels>();
+  for (int64_t tile = 0; tile <= job.count; ++tile, w += kInt4Tile) {
+    uint8_t *now = job.opened + tile % 2 * (kPanels * kTile), *before = job.opened + (tile + 1) % 2 * (kPanels * kTile);
+    if (tile < job.count) {
+      const Drawn drawn = job.next.draw<kAhead, kInt4Tile>(w, job.panel_bytes, job.first + tile, job.all);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        draw_tile<kInt4Tile>(drawn.from + p * drawn.panel);
+        open_tile(w + p * job.panel_bytes, now + p * kTile);
+      }
+    }
+    if (tile > 0) multiply_tiles<kPanels, false>(x + (tile - 1) * kTile, before, kTile, {});
+  }
+  store_sums<kPanels>(job.c);
+}
+
+template <bool kInt4, int kPanels>
+OARLOCK_INLINE void few_rows_block(const FewTiles& job) {
+  kInt4 ? opening_block<kPanels>(job) : one_block<kPanels>(job);
+}
+
 // Up to 8 rows: the time to read the weights. A span's sums are scaled while the next one's are made.
+template <bool kInt4>
 void few_rows(const Product& job) {
+  constexpr int64_t kBytes = kInt4 ? kInt4Tile : kInt8Tile;
   const int height = block_height(job.x->rows);
   const int64_t tiles = whole_tiles(job.x->k) / 64, length = span_tiles(job.x->k), spans = (tiles + length - 1) / length;
   const uint8_t* x = job.x->data + job.row0 * job.x->stride;
@@ -107,24 +171,42 @@ void few_rows(const Product& job) {
       for (int p = 0; p < width; p += 2) {
         const int panels = width - p > 1 ? 2 : 1;
         Adding adding;
-        adding.begin(
-            job, sums_of(job, sums + (span & 1) * 16 * kStride + p * kPanel, kStride, height, panel + p, panels, span, length),
-            0, job.rows, panel + p, panels, job.c + p * kBlockRows * kPanel, span == 0, span + 1 == spans, 1);
+        adding.begin(job,
+                     sums_of(job, sums + (span & 1) * 16 * kStride + p * kPanel, kStride, height, panel + p, panels, span,
+                             span_bytes(length, kBytes)),
+                     0, job.rows, panel + p, panels, job.c + p * kBlockRows * kPanel, span == 0, span + 1 == spans, 1);
         adding.end();
       }
     };
     for (int64_t span = 0; span < spans; ++span) {
-      const uint8_t* w = job.weights + panel * job.panel_bytes + span_place(span * length, length);
-      const uint8_t* from = x + span * length * kTile;
-      const int64_t count = tiles - span * length < length ? tiles - span * length : length;
-      int32_t* c = sums + (span & 1) * 16 * kStride;
-      if (width == 4) one_block<4>(from, w, job.panel_bytes, count, c);
-      if (width == 3) one_block<3>(from, w, job.panel_bytes, count, c);
-      if (width == 2) one_block<2>(from, w, job.panel_bytes, count, c);
-      if (width == 1) one_block<1>(from, w, job.panel_bytes, count, c);
+      FewTiles part;
+      part.first = span * length;
+      part.count = tiles - part.first < length ? tiles - part.first : length;
+      part.all = tiles;
+      part.x = x + part.first * kTile;
+      part.w = job.weights + panel * job.panel_bytes + span_place(part.first, length, kBytes);
+      part.panel_bytes = job.panel_bytes;
+      part.next = following(job, panel, width);
+      part.c = sums + (span & 1) * 16 * kStride;
+      part.opened = job.scratch + kOpened;
+      if (width == 4) few_rows_block<kInt4, 4>(part);
+      if (width == 3) few_rows_block<kInt4, 3>(part);
+      if (width == 2) few_rows_block<kInt4, 2>(part);
+      if (width == 1) few_rows_block<kInt4, 1>(part);
       if (span > 0) add(span - 1);
     }
     add(spans - 1);
+  }
+}
+
+// The tiles of `panels` panels from `panel` on, opened one after the other, `stride` bytes between panels: those of k from
+// `first` to `last`, which begin spans of `length`.
+void open_panels(const Product& job, int panel, int panels, int64_t first, int64_t last, int64_t length, uint8_t* to,
+                 int64_t stride) {
+  for (int p = 0; p < panels; ++p, to += stride) {
+    const uint8_t* weights = job.weights + (panel + p) * job.panel_bytes;
+    for (int64_t tile = first; tile < last; ++tile)
+      open_tile(weights + span_place(tile, length, kInt4Tile), to + (tile - first) * kTile);
   }
 }
 
@@ -171,25 +253,27 @@ void rectangle(const uint8_t* x, int64_t block, const uint8_t* w, int64_t panel_
   if (kBlocks > 1 && kPanels > 1) _tile_stored(3, lower + 16, kRowBytes);
 }
 
-// Up to 16 rows by up to two panels.
+// Up to 16 rows by up to two panels, `panel` bytes from one to the other.
 template <bool kHeld>
 OARLOCK_INLINE void span_step(const Product& job, int row, int rows, int panels, int64_t first, int64_t tiles, const uint8_t* w,
-                              int32_t* c, Ahead& ahead, Adding& adding) {
+                              int64_t panel, int32_t* c, Ahead& ahead, Adding& adding) {
   const int64_t block = kBlockRows * job.x->stride;
   const uint8_t* x = job.x->data + (job.row0 + row) * job.x->stride + first * kTile;
   if (rows > kBlockRows) {
-    panels > 1 ? rectangle<kHeld, 2, 2>(x, block, w, job.panel_bytes, tiles, c, ahead, adding)
-               : rectangle<kHeld, 2, 1>(x, block, w, job.panel_bytes, tiles, c, ahead, adding);
+    panels > 1 ? rectangle<kHeld, 2, 2>(x, block, w, panel, tiles, c, ahead, adding)
+               : rectangle<kHeld, 2, 1>(x, block, w, panel, tiles, c, ahead, adding);
   } else {
-    panels > 1 ? rectangle<kHeld, 1, 2>(x, block, w, job.panel_bytes, tiles, c, ahead, adding)
-               : rectangle<kHeld, 1, 1>(x, block, w, job.panel_bytes, tiles, c, ahead, adding);
+    panels > 1 ? rectangle<kHeld, 1, 2>(x, block, w, panel, tiles, c, ahead, adding)
+               : rectangle<kHeld, 1, 1>(x, block, w, panel, tiles, c, ahead, adding);
   }
 }
 
 // More rows: pairs of panels, whose weights stay close while all rows pass. Sums that wait for the next chunk of k rest in c,
 // [pair][row][32].
+template <bool kInt4>
 void many_rows(const Product& job) {
   constexpr int kStep = 2 * kBlockRows;
+  constexpr int64_t kBytes = kInt4 ? kInt4Tile : kInt8Tile;
   const int64_t tiles = whole_tiles(job.x->k) / 64, length = span_tiles(job.x->k), spans = (tiles + length - 1) / length;
   const int64_t most = kMostSteps / length, chunks = (spans + most - 1) / most, chunk = (spans + chunks - 1) / chunks;
   int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
@@ -197,7 +281,8 @@ void many_rows(const Product& job) {
   Adding adding;
   for (int64_t first = 0; first < spans; first += chunk) {
     const int64_t end = first + chunk < spans ? first + chunk : spans;
-    const int64_t start = span_place(first * length, length) - kSpanScales, bytes = (end - first) * span_bytes(length);
+    const int64_t record = span_bytes(length, kBytes), start = first * record, bytes = (end - first) * record;
+    const int64_t last = end * length < tiles ? end * length : tiles, stride = kInt4 ? kMostSteps * kTile : job.panel_bytes;
     for (int panel = 0; panel < job.panels; panel += 2) {
       const bool both = job.panels - panel > 1;
       // What comes after this pair: the next one, else the first with the next chunk of k, else the next piece of work.
@@ -206,16 +291,19 @@ void many_rows(const Product& job) {
                                                    : job.weights + start + bytes;
       Ahead ahead;
       if (next) ahead = Ahead(next, job.panel_bytes, bytes, (job.rows + kStep - 1) / kStep * (end - first) * length);
+      uint8_t* opened = job.scratch + kOpened;
+      if (kInt4) open_panels(job, panel, 1 + both, first * length, last, length, opened, stride);
       for (int row = 0; row < job.rows; row += kStep) {
         const int rows = job.rows - row < kStep ? job.rows - row : kStep;
         float* acc = job.c + (chunks == 1 ? 0 : (panel / 2 * kMaxRows + row) * kPair);
         for (int64_t span = first; span < end; ++span) {
-          const uint8_t* w = job.weights + panel * job.panel_bytes + span_place(span * length, length);
+          const uint8_t* w = kInt4 ? opened + (span - first) * length * kTile
+                                   : job.weights + panel * job.panel_bytes + span_place(span * length, length, kBytes);
           const int64_t count = tiles - span * length < length ? tiles - span * length : length;
           int32_t* c = sums + (turn++ & 1) * kTileSums;
-          span_step<false>(job, row, rows, 1 + both, span * length, count, w, c, ahead, adding);
+          span_step<false>(job, row, rows, 1 + both, span * length, count, w, stride, c, ahead, adding);
           adding.end();
-          adding.begin(job, sums_of(job, c, kPair, kBlockRows, panel, 1 + both, span, length), row, rows, panel, 1 + both, acc,
+          adding.begin(job, sums_of(job, c, kPair, kBlockRows, panel, 1 + both, span, record), row, rows, panel, 1 + both, acc,
                        span == 0, span + 1 == spans, count);
         }
       }
@@ -225,9 +313,11 @@ void many_rows(const Product& job) {
 }
 
 // Many rows: 16 rows of x stay in the L1 cache while a piece's panels pass by from the L2 cache, which keeps them for all of
-// its rows, span by span. Sums that wait for the next span rest in c, [pair][row][32].
+// its rows, span by span; int4 panels are opened for all of these. Sums that wait for the next span rest in c, [pair][row][32].
+template <bool kInt4>
 void held_rows(const Product& job) {
   constexpr int kStep = 2 * kBlockRows;
+  constexpr int64_t kBytes = kInt4 ? kInt4Tile : kInt8Tile;
   const int64_t tiles = whole_tiles(job.x->k) / 64, length = span_tiles(job.x->k), spans = (tiles + length - 1) / length;
   int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
   Ahead ahead;
@@ -235,19 +325,23 @@ void held_rows(const Product& job) {
     const int64_t half = job.panels * job.panel_bytes / 2;
     ahead = Ahead(job.ahead, half, half, (job.rows + kStep - 1) / kStep * ((job.panels + 1) / 2) * tiles);
   }
+  const int64_t record = span_bytes(length, kBytes), stride = kInt4 ? tiles * kTile : job.panel_bytes;
+  uint8_t* opened = job.scratch + kOpened;
   Adding adding;
   int turn = 0;
   for (int row = 0; row < job.rows; row += kStep) {
     const int rows = job.rows - row < kStep ? job.rows - row : kStep;
     for (int64_t span = 0; span < spans; ++span) {
-      const int64_t count = tiles - span * length < length ? tiles - span * length : length;
+      const int64_t first = span * length, count = tiles - first < length ? tiles - first : length;
       for (int panel = 0; panel < job.panels; panel += 2) {
         const int panels = job.panels - panel > 1 ? 2 : 1;
-        const uint8_t* w = job.weights + panel * job.panel_bytes + span_place(span * length, length);
+        uint8_t* pair = opened + panel * stride + first * kTile;
+        if (kInt4 && row == 0) open_panels(job, panel, panels, first, first + count, length, pair, stride);
+        const uint8_t* w = kInt4 ? pair : job.weights + panel * job.panel_bytes + span_place(first, length, kBytes);
         int32_t* c = sums + (turn++ & 1) * kTileSums;
-        span_step<true>(job, row, rows, panels, span * length, count, w, c, ahead, adding);
+        span_step<true>(job, row, rows, panels, first, count, w, stride, c, ahead, adding);
         adding.end();
-        adding.begin(job, sums_of(job, c, kPair, kBlockRows, panel, panels, span, length), row, rows, panel, panels,
+        adding.begin(job, sums_of(job, c, kPair, kBlockRows, panel, panels, span, record), row, rows, panel, panels,
                      job.c + panel / 2 * kStep * kPair, span == 0, span + 1 == spans, count);
       }
     }
@@ -255,19 +349,24 @@ void held_rows(const Product& job) {
   adding.end();
 }
 
+template <bool kInt4>
 void product(const Product& job) {
-  if (job.x->rows == 1) return one_row(job);  // without tiles
+  if (job.x->rows == 1) return one_row<kInt4>(job);  // without tiles
   configure_tiles(2 * block_height(job.x->rows));
   if (job.x->rows <= kBlockRows) {
-    few_rows(job);
+    few_rows<kInt4>(job);
   } else {
-    job.x->rows > kNearRows ? held_rows(job) : many_rows(job);
+    const bool held = job.x->rows > kNearRows && opens_whole(kInt4 ? Layout::int4_spans : Layout::int8_spans, job.x->k);
+    held ? held_rows<kInt4>(job) : many_rows<kInt4>(job);
   }
   _tile_release();
 }
 
 }  // namespace
 
-const Kernel kAmxInt8Spans = {"amx int8", Layout::int8_spans, Input::span_digits, 1 << 20, kDeepPanels, tile_digits, product};
+const Kernel kAmxInt8Spans = {"amx int8",  Layout::int8_spans, Input::span_digits, 1 << 20,
+                              kDeepPanels, tile_digits,        product<false>};
+const Kernel kAmxInt4Spans = {"amx int4",  Layout::int4_spans, Input::span_digits, 1 << 20,
+                              kDeepPanels, tile_digits,        product<true>};
 
 }  // namespace oarlock::cpu

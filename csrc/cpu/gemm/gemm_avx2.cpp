@@ -106,12 +106,23 @@ struct Words {
       }
     }
   }
+};
 
+#include "cpu/gemm/fma_kernels.inl"
+#include "cpu/gemm/integer.inl"
+#include "cpu/gemm/span_words.inl"
+#include "cpu/gemm/spans.inl"
+
+// The same over spans, for codes with a sign.
+template <bool kInt4>
+struct SpanWords : Words {
   static constexpr bool kTerms = false;
+  static constexpr int64_t kTile = kInt4 ? kInt4Tile : kInt8Tile;
 
   template <int R, int P>
-  OARLOCK_INLINE void span_dots(const uint8_t* const* codes, const uint8_t* x, int64_t stride, int64_t tiles, const int32_t*,
-                                Ints (*out)[P]) {
+  OARLOCK_INLINE void span_dots(const SpanJob& job, const uint8_t* const* codes, const uint8_t* x, int64_t, int64_t tiles,
+                                const int32_t*, Ints (*out)[P]) {
+    alignas(64) uint8_t opened[kInt8Tile];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       __m256i sums[R][4];  // of k pairs, four columns each
@@ -119,15 +130,22 @@ struct Words {
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int quarter = 0; quarter < 4; ++quarter) sums[r][quarter] = _mm256_setzero_si256();
-      for (int64_t quad = 0; quad < 16 * tiles; ++quad) {
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const uint8_t* from = codes[p] + tile * kTile;
+        if (kInt4) {
+          open_tile(from, opened);
+          from = opened;
+        }
+        for (int quad = 0; quad < 16; ++quad) {
 #pragma GCC unroll 4
-        for (int quarter = 0; quarter < 4; ++quarter) {
-          __m256i w = _mm256_cvtepi8_epi16(*reinterpret_cast<const __m128i*>(codes[p] + quad * 64 + quarter * 16));
+          for (int quarter = 0; quarter < 4; ++quarter) {
+            __m256i w = _mm256_cvtepi8_epi16(*reinterpret_cast<const __m128i*>(from + quad * 64 + quarter * 16));
 #pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) {
-            int64_t four;
-            __builtin_memcpy(&four, x + r * stride + quad * 8, 8);
-            sums[r][quarter] = _mm256_add_epi32(sums[r][quarter], _mm256_madd_epi16(w, _mm256_set1_epi64x(four)));
+            for (int r = 0; r < R; ++r) {
+              int64_t four;
+              __builtin_memcpy(&four, x + r * job.stride + (tile * 16 + quad) * 8, 8);
+              sums[r][quarter] = _mm256_add_epi32(sums[r][quarter], _mm256_madd_epi16(w, _mm256_set1_epi64x(four)));
+            }
           }
         }
       }
@@ -139,11 +157,6 @@ struct Words {
   }
 };
 
-#include "cpu/gemm/fma_kernels.inl"
-#include "cpu/gemm/integer.inl"
-#include "cpu/gemm/span_words.inl"
-#include "cpu/gemm/spans.inl"
-
 }  // namespace
 
 const Kernel kAvx2F32 = {"avx2 f32", Layout::f32, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaF32>};
@@ -151,16 +164,12 @@ const Kernel kAvx2Bf16 = {"avx2 bf16", Layout::bf16, Input::f32, 256 << 10, kMax
 const Kernel kAvx2Int8F32 = {
     "avx2 int8 groups as f32",           Layout::int8_quads, Input::f32, 256 << 10, kMaxPanels, widen_rows,
     expanded_product<Layout::int8_quads>};
-const Kernel kAvx2Int4F32 = {"avx2 int4 as f32",
-                             Layout::int4_quads,
-                             Input::f32,
-                             256 << 10,
-                             kMaxPanels,
-                             widen_rows,
-                             expanded_product<Layout::int4_quads>};
+const Kernel kAvx2Int4F32 = {
+    "avx2 int4 groups as f32",           Layout::int4_quads, Input::f32, 256 << 10, kMaxPanels, widen_rows,
+    expanded_product<Layout::int4_quads>};
 const Kernel kAvx2Int8 = {"avx2 int8 groups",   Layout::int8_quads,           Input::words, 256 << 10, kMaxPanels,
                           quantize_rows<false>, integer_product<Words, false>};
-const Kernel kAvx2Int4 = {"avx2 int4",          Layout::int4_quads,          Input::words, 256 << 10, kMaxPanels,
+const Kernel kAvx2Int4 = {"avx2 int4 groups",   Layout::int4_quads,          Input::words, 256 << 10, kMaxPanels,
                           quantize_rows<false>, integer_product<Words, true>};
 const Kernel kAvx2Int8SpansF32 = {"avx2 int8 as f32",
                                   Layout::int8_spans,
@@ -169,7 +178,16 @@ const Kernel kAvx2Int8SpansF32 = {"avx2 int8 as f32",
                                   kMaxPanels,
                                   widen_rows,
                                   expanded_product<Layout::int8_spans>};
-const Kernel kAvx2Int8Spans = {"avx2 int8", Layout::int8_spans, Input::span_words,  256 << 10,
-                               kMaxPanels,  word_rows,          span_product<Words>};
+const Kernel kAvx2Int4SpansF32 = {"avx2 int4 as f32",
+                                  Layout::int4_spans,
+                                  Input::f32,
+                                  256 << 10,
+                                  kMaxPanels,
+                                  widen_rows,
+                                  expanded_product<Layout::int4_spans>};
+const Kernel kAvx2Int8Spans = {
+    "avx2 int8", Layout::int8_spans, Input::span_words, 256 << 10, kMaxPanels, word_rows, span_product<SpanWords<false>>};
+const Kernel kAvx2Int4Spans = {"avx2 int4", Layout::int4_spans,           Input::span_words, 256 << 10, kMaxPanels,
+                               word_rows,   span_product<SpanWords<true>>};
 
 }  // namespace oarlock::cpu

@@ -89,28 +89,43 @@ struct Words {
       }
     }
   }
+};
 
+#include "cpu/gemm/fma_kernels.inl"
+#include "cpu/gemm/integer.inl"
+#include "cpu/gemm/span_words.inl"
+#include "cpu/gemm/spans.inl"
+
+// The same over spans, for codes with a sign.
+template <bool kInt4>
+struct SpanWords : Words {
   static constexpr bool kTerms = false;
+  static constexpr int64_t kTile = kInt4 ? kInt4Tile : kInt8Tile;
 
   template <int R, int P>
-  OARLOCK_INLINE void span_dots(const uint8_t* const* codes, const uint8_t* x, int64_t stride, int64_t tiles, const int32_t*,
-                                Ints (*out)[P]) {
+  OARLOCK_INLINE void span_dots(const SpanJob& job, const uint8_t* const* codes, const uint8_t* x, int64_t, int64_t tiles,
+                                const int32_t*, Ints (*out)[P]) {
+    alignas(64) uint8_t opened[kInt4 ? P : 1][kInt8Tile];
     Ints left[R][P], right[R][P];  // sums of k pairs: columns 0-7 and 8-15
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) left[r][p] = right[r][p] = _mm512_setzero_si512();
-    for (int64_t quad = 0; quad < 16 * tiles; ++quad) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int p = 0; p < P && kInt4; ++p) open_tile(codes[p] + tile * kTile, opened[p]);
+      for (int quad = 0; quad < 16; ++quad) {
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) {
-        const __m256i* w = reinterpret_cast<const __m256i*>(codes[p] + quad * 64);
-        Ints first = _mm512_cvtepi8_epi16(w[0]), second = _mm512_cvtepi8_epi16(w[1]);
+        for (int p = 0; p < P; ++p) {
+          const uint8_t* from = (kInt4 ? opened[p] : codes[p] + tile * kTile) + quad * 64;
+          const __m256i* w = reinterpret_cast<const __m256i*>(from);
+          Ints first = _mm512_cvtepi8_epi16(w[0]), second = _mm512_cvtepi8_epi16(w[1]);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          int64_t four;
-          __builtin_memcpy(&four, x + r * stride + quad * 8, 8);
-          left[r][p] = _mm512_add_epi32(left[r][p], _mm512_madd_epi16(first, _mm512_set1_epi64(four)));
-          right[r][p] = _mm512_add_epi32(right[r][p], _mm512_madd_epi16(second, _mm512_set1_epi64(four)));
+          for (int r = 0; r < R; ++r) {
+            int64_t four;
+            __builtin_memcpy(&four, x + r * job.stride + (tile * 16 + quad) * 8, 8);
+            left[r][p] = _mm512_add_epi32(left[r][p], _mm512_madd_epi16(first, _mm512_set1_epi64(four)));
+            right[r][p] = _mm512_add_epi32(right[r][p], _mm512_madd_epi16(second, _mm512_set1_epi64(four)));
+          }
         }
       }
     }
@@ -121,11 +136,6 @@ struct Words {
   }
 };
 
-#include "cpu/gemm/fma_kernels.inl"
-#include "cpu/gemm/integer.inl"
-#include "cpu/gemm/span_words.inl"
-#include "cpu/gemm/spans.inl"
-
 }  // namespace
 
 const Kernel kAvx512F32 = {"avx512 f32", Layout::f32, Input::f32, 256 << 10, kMaxPanels, widen_rows, dense_product<FmaF32>};
@@ -133,16 +143,12 @@ const Kernel kAvx512Bf16 = {"avx512 bf16", Layout::bf16, Input::f32, 256 << 10, 
 const Kernel kAvx512Int8F32 = {
     "avx512 int8 groups as f32",         Layout::int8_quads, Input::f32, 256 << 10, kMaxPanels, widen_rows,
     expanded_product<Layout::int8_quads>};
-const Kernel kAvx512Int4F32 = {"avx512 int4 as f32",
-                               Layout::int4_quads,
-                               Input::f32,
-                               256 << 10,
-                               kMaxPanels,
-                               widen_rows,
-                               expanded_product<Layout::int4_quads>};
+const Kernel kAvx512Int4F32 = {
+    "avx512 int4 groups as f32",         Layout::int4_quads, Input::f32, 256 << 10, kMaxPanels, widen_rows,
+    expanded_product<Layout::int4_quads>};
 const Kernel kAvx512Int8 = {"avx512 int8 groups", Layout::int8_quads,           Input::words, 256 << 10, kMaxPanels,
                             quantize_rows<false>, integer_product<Words, false>};
-const Kernel kAvx512Int4 = {"avx512 int4",        Layout::int4_quads,          Input::words, 256 << 10, kMaxPanels,
+const Kernel kAvx512Int4 = {"avx512 int4 groups", Layout::int4_quads,          Input::words, 256 << 10, kMaxPanels,
                             quantize_rows<false>, integer_product<Words, true>};
 const Kernel kAvx512Int8SpansF32 = {"avx512 int8 as f32",
                                     Layout::int8_spans,
@@ -151,7 +157,16 @@ const Kernel kAvx512Int8SpansF32 = {"avx512 int8 as f32",
                                     kMaxPanels,
                                     widen_rows,
                                     expanded_product<Layout::int8_spans>};
-const Kernel kAvx512Int8Spans = {"avx512 int8", Layout::int8_spans, Input::span_words,  256 << 10,
-                                 kMaxPanels,    word_rows,          span_product<Words>};
+const Kernel kAvx512Int4SpansF32 = {"avx512 int4 as f32",
+                                    Layout::int4_spans,
+                                    Input::f32,
+                                    256 << 10,
+                                    kMaxPanels,
+                                    widen_rows,
+                                    expanded_product<Layout::int4_spans>};
+const Kernel kAvx512Int8Spans = {
+    "avx512 int8", Layout::int8_spans, Input::span_words, 256 << 10, kMaxPanels, word_rows, span_product<SpanWords<false>>};
+const Kernel kAvx512Int4Spans = {"avx512 int4", Layout::int4_spans,           Input::span_words, 256 << 10, kMaxPanels,
+                                 word_rows,     span_product<SpanWords<true>>};
 
 }  // namespace oarlock::cpu

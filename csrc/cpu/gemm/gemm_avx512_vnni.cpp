@@ -78,9 +78,11 @@ struct Vnni {
 
 const Kernel kVnniInt8 = {"avx512_vnni int8 groups", Layout::int8_quads,          Input::digits, 256 << 10, kMaxPanels,
                           quantize_rows<true>,       integer_product<Vnni, false>};
-const Kernel kVnniInt4 = {"avx512_vnni int4",  Layout::int4_quads,         Input::digits, 256 << 10, kMaxPanels,
-                          quantize_rows<true>, integer_product<Vnni, true>};
-const Kernel kVnniInt8Spans = {"avx512_vnni int8", Layout::int8_spans, Input::span_digits,  256 << 10,
-                               kMaxPanels,         digit_rows,         span_product<Digits>};
+const Kernel kVnniInt4 = {"avx512_vnni int4 groups", Layout::int4_quads,         Input::digits, 256 << 10, kMaxPanels,
+                          quantize_rows<true>,       integer_product<Vnni, true>};
+const Kernel kVnniInt8Spans = {"avx512_vnni int8", Layout::int8_spans, Input::span_digits,         256 << 10,
+                               kMaxPanels,         digit_rows,         span_product<Digits<false>>};
+const Kernel kVnniInt4Spans = {"avx512_vnni int4", Layout::int4_spans, Input::span_digits,        256 << 10,
+                               kMaxPanels,         digit_rows,         span_product<Digits<true>>};
 
 }  // namespace oarlock::cpu

@@ -22,17 +22,21 @@ constexpr int64_t kNearRows = 128;            // up to which each thread had bet
 constexpr int kMaxRows = 256;                 // most rows of one Product, except where sums need no rest
 constexpr int kStride = kMaxPanels * kPanel;  // floats from a row of sums to the next
 constexpr int64_t kSums = kMaxRows * kDeepPanels * kPanel;
-constexpr int64_t kWeightScratch = 128 << 10;  // bytes a thread has for weights expanded on the way
+constexpr int64_t kHeldBytes = 384 << 10;  // of panels that stay in the L2 cache for a piece's rows, the next ones beside them
+constexpr int64_t kWeightScratch = kHeldBytes + (16 << 10);  // bytes a thread has for weights expanded on the way, and sums
 
 // Panels' layouts. f32: [k][16]. bf16: [k/2][16][2], so that 32 of k are one 1 KiB tile. The quantized ones are records
 // of two groups: f16 scales d[2][16], for int4 f16 offsets m[2][16], then the codes of each group: `quads` [8][16][4]
 // (int8 as u = q + 128; int4: even quads in low nibbles, odd ones in high), `pairs` [16][16][2] (int8 as q; int4 see amx.cpp).
-// int8_spans: a record a span, float32 scales [16], then q as [k/4][16][4], so that 64 of k are one 1 KiB tile; k is
-// filled up to a multiple of 64 with zeros.
-enum class Layout : uint8_t { f32, bf16, int8_quads, int4_quads, int8_pairs, int4_pairs, int8_spans };
+// int8_spans: a record a span, float32 scales [16], then tiles of 64 k, q as [16][16][4]; k is filled up to a multiple of 64
+// with zeros. int4_spans: the same in smaller tiles, whose two groups of 32 k have multipliers s[2][16] (0 to 15) and offsets
+// z[2][16], then codes as in int4_quads; opened, q = s * code + z, which fits 8 bits.
+enum class Layout : uint8_t { f32, bf16, int8_quads, int4_quads, int8_pairs, int4_pairs, int8_spans, int4_spans };
 
-constexpr int64_t kSpanScales = kPanel * 4;  // bytes before the codes of a span
+constexpr int64_t kSpanScales = kPanel * 4;  // bytes before the tiles of a span
 constexpr int64_t kMostSpan = 9;             // tiles of 64 k that share a scale; sums of up to 16 fit 32 bits
+constexpr int64_t kInt8Tile = 1024, kInt4Tile = 64 + 512;
+constexpr int kMostMultiplier = 15;
 constexpr int64_t kInt8Record = 2 * (32 + 512), kInt4Record = 2 * (32 + 32 + 256);
 
 // k as the codes of int8_spans and what they meet are stored.
@@ -42,15 +46,26 @@ OARLOCK_INLINE int64_t span_tiles(int64_t k) {
   int64_t tiles = whole_tiles(k) / 64, spans = (tiles + kMostSpan - 1) / kMostSpan;
   return (tiles + spans - 1) / spans;
 }
-OARLOCK_INLINE int64_t span_bytes(int64_t tiles) { return kSpanScales + tiles * 1024; }
+OARLOCK_INLINE bool is_spans(Layout layout) { return layout == Layout::int8_spans || layout == Layout::int4_spans; }
+OARLOCK_INLINE int64_t span_tile_bytes(Layout layout) { return layout == Layout::int4_spans ? kInt4Tile : kInt8Tile; }
+OARLOCK_INLINE int64_t span_bytes(int64_t tiles, int64_t tile_bytes) { return kSpanScales + tiles * tile_bytes; }
 // Where tile `tile` of k lies in a panel of spans of `span` tiles.
-OARLOCK_INLINE int64_t span_place(int64_t tile, int64_t span) { return (tile / span + 1) * kSpanScales + tile * 1024; }
+OARLOCK_INLINE int64_t span_place(int64_t tile, int64_t span, int64_t tile_bytes) {
+  return (tile / span + 1) * kSpanScales + tile * tile_bytes;
+}
+// Bytes of a panel that tiles are multiplied by, opened if need be, and whether two of them fit a thread's scratch memory.
+OARLOCK_INLINE int64_t opened_bytes(Layout layout, int64_t k, int64_t panel_bytes) {
+  return layout == Layout::int4_spans ? whole_tiles(k) / 64 * kInt8Tile : panel_bytes;
+}
+OARLOCK_INLINE bool opens_whole(Layout layout, int64_t k) {
+  return layout != Layout::int4_spans || 2 * opened_bytes(layout, k, 0) <= kHeldBytes;
+}
 
 OARLOCK_INLINE int64_t panel_bytes(Layout layout, int64_t k) {
   int64_t records = (k / kGroup + 1) / 2;
-  if (layout == Layout::int8_spans) {
+  if (is_spans(layout)) {
     int64_t tiles = whole_tiles(k) / 64, span = span_tiles(k);
-    return (tiles + span - 1) / span * kSpanScales + tiles * 1024;
+    return (tiles + span - 1) / span * kSpanScales + tiles * span_tile_bytes(layout);
   }
   if (layout == Layout::f32) return k * kPanel * 4;
   if (layout == Layout::bf16) return k * kPanel * 2;
@@ -106,6 +121,7 @@ struct Product {
   const uint8_t* weights = nullptr;
   int64_t panel_bytes = 0;
   const uint8_t* ahead = nullptr;  // panels that this thread will probably want next, or null
+  int64_t ahead_panel_bytes = 0;   // of these: they may be another weight's
   float shift = 1, unit = 1;       // tiles of quantized weights: w is scaled by shift, the sums by unit
   void* out = nullptr;
   DType out_dtype = DType::bf16;
@@ -134,6 +150,7 @@ struct Kernel {
 extern const Kernel kAvx2F32, kAvx2Bf16, kAvx2Int8, kAvx2Int4, kAvx2Int8F32, kAvx2Int4F32;
 extern const Kernel kAvx512F32, kAvx512Bf16, kAvx512Int8, kAvx512Int4, kAvx512Int8F32, kAvx512Int4F32;
 extern const Kernel kAvx2Int8Spans, kAvx2Int8SpansF32, kAvx512Int8Spans, kAvx512Int8SpansF32, kVnniInt8Spans, kAmxInt8Spans;
+extern const Kernel kAvx2Int4Spans, kAvx2Int4SpansF32, kAvx512Int4Spans, kAvx512Int4SpansF32, kVnniInt4Spans, kAmxInt4Spans;
 extern const Kernel kVnniInt8, kVnniInt4;
 extern const Kernel kDotBf16;
 extern const Kernel kAmxBf16, kAmxInt8, kAmxInt4;

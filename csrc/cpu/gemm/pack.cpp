@@ -8,6 +8,7 @@
 #include "cpu/gemm/gemm.h"
 #include "cpu/gemm/kernel.h"
 #include "cpu/gemm/memory.h"
+#include "cpu/gemm/span_rows.h"
 
 namespace oarlock::cpu {
 namespace {
@@ -22,7 +23,7 @@ WeightFormat kept_format(const std::vector<WeightPiece>& pieces, DType compute) 
       return dense_format(compute);
     int8 |= piece.format == SourceFormat::q8_0;
   }
-  return int8 ? WeightFormat::int8_groups : WeightFormat::int4;
+  return int8 ? WeightFormat::int8_groups : WeightFormat::int4_groups;
 }
 
 // Where row n of the stacked pieces comes from.
@@ -71,9 +72,6 @@ void scale_tiles(PackedWeight& w, ThreadPool& pool) {
   w.unit = std::ldexp(1.0f, 16 - exponent);
 }
 
-// Where code i of a column lies in quads.
-int64_t quad_place(int64_t i, int column) { return i / 4 * 64 + column * 4 + i % 4; }
-
 void write_row(const PackedWeight& w, uint8_t* panel, int column, const Origin& from, float* floats) {
   Layout layout = w.kernel->layout;
   if (layout != Layout::f32 && layout != Layout::bf16 && holds_groups(from.piece->format, w.format)) {
@@ -89,18 +87,8 @@ void write_row(const PackedWeight& w, uint8_t* panel, int column, const Origin& 
       uint16_t two[2] = {to_bf16(floats[i]).bits, to_bf16(floats[i + 1]).bits};
       std::memcpy(panel + (i * kPanel + column * 2) * 2, two, 4);
     }
-  } else if (layout == Layout::int8_spans) {
-    const int64_t span = span_tiles(w.k);
-    for (int64_t first = 0; first < w.k; first += span * 64) {
-      const int64_t last = std::min(first + span * 64, w.k);
-      float greatest = 0;
-      for (int64_t i = first; i < last; ++i) greatest = std::max(greatest, std::fabs(floats[i]));
-      const float scale = greatest / 127.0f;
-      uint8_t* codes = panel + span_place(first / 64, span);
-      std::memcpy(codes - kSpanScales + column * 4, &scale, 4);
-      for (int64_t i = first; i < last; ++i)
-        codes[quad_place(i - first, column)] = uint8_t(nearest_code(floats[i], scale, -127, 127));
-    }
+  } else if (is_spans(layout)) {
+    write_span_row(layout, panel, column, floats, w.k);
   } else {
     for (int64_t g = 0; g < w.k / kGroup; ++g) {
       const float* values = floats + g * kGroup;
@@ -164,15 +152,8 @@ void unpack_row(const PackedWeight& w, int64_t n, float* out) {
       std::memcpy(&value, panel + (i / 2 * 2 * kPanel + at.column * 2 + i % 2) * 2, 2);
       out[i] = to_float(value);
     }
-  } else if (layout == Layout::int8_spans) {
-    const int64_t span = span_tiles(w.k);
-    for (int64_t first = 0; first < w.k; first += span * 64) {
-      const uint8_t* codes = panel + span_place(first / 64, span);
-      float scale;
-      std::memcpy(&scale, codes - kSpanScales + at.column * 4, 4);
-      for (int64_t i = first; i < std::min(first + span * 64, w.k); ++i)
-        out[i] = scale * float(int8_t(codes[quad_place(i - first, at.column)]));
-    }
+  } else if (is_spans(layout)) {
+    read_span_row(layout, panel, at.column, w.k, out);
   } else {
     for (int64_t g = 0; g < w.k / kGroup; ++g)
       dequantize_group(w.format, read_packed_group(layout, panel, g, at.column), out + g * kGroup);

@@ -1,6 +1,6 @@
 include(${CMAKE_CURRENT_LIST_DIR}/../vector/flags.cmake)
 set(GEMM_FILES ${CMAKE_CURRENT_LIST_DIR})
-target_sources(oarlock_cpu PRIVATE ${GEMM_FILES}/memory.cpp ${GEMM_FILES}/blocks.cpp ${GEMM_FILES}/pack.cpp
+target_sources(oarlock_cpu PRIVATE ${GEMM_FILES}/memory.cpp ${GEMM_FILES}/blocks.cpp ${GEMM_FILES}/pack.cpp ${GEMM_FILES}/span_rows.cpp
   ${GEMM_FILES}/dispatch.cpp ${GEMM_FILES}/reference.cpp ${GEMM_FILES}/machine.cpp)
 
 # A file for an instruction set: the common flags of a level and those that only products need.

@@ -1,7 +1,8 @@
-// Rows of x as two 8-bit digits, and their dot products with spans of int8 weights by VPDPBUSD. Included by the kernel files of
-// AVX-512 VNNI and AMX inside their unnamed namespaces.
+// Rows of x as two 8-bit digits, and their dot products with spans of int8 and int4 weights by VPDPBUSD. Included by the kernel
+// files of AVX-512 VNNI and AMX inside their unnamed namespaces.
 #pragma once
 
+#include "cpu/gemm/span_codes.inl"
 #include "cpu/gemm/spans.inl"
 
 // q = 128 * high + low of a row of k elements: 64 bytes of each a tile, `step` bytes apart, zeros beyond k; with kTerms the
@@ -56,11 +57,13 @@ void digit_rows(const Prepare& job, int64_t first, int64_t last) {
   }
 }
 
+template <bool kInt4>
 struct Digits {
   using Floats = __m512;
   using Ints = __m512i;
   static constexpr int kBlocks = 8;
   static constexpr bool kTerms = true;
+  static constexpr int64_t kTile = kInt4 ? kInt4Tile : kInt8Tile;
 
   OARLOCK_INLINE Floats zero() { return _mm512_setzero_ps(); }
   OARLOCK_INLINE Floats load(const float* from) { return _mm512_loadu_ps(from); }
@@ -74,9 +77,9 @@ struct Digits {
   }
 
   template <int R, int P>
-  OARLOCK_INLINE void span_dots(const uint8_t* const* codes, const uint8_t* x, int64_t stride, int64_t tiles,
+  OARLOCK_INLINE void span_dots(const SpanJob& job, const uint8_t* const* codes, const uint8_t* x, int64_t first, int64_t tiles,
                                 const int32_t* terms, Ints (*out)[P]) {
-    constexpr int64_t kAhead = 4096;  // bytes of each panel drawn from memory before they are wanted
+    constexpr int64_t kAhead = kInt4 ? 7 : 4;  // tiles
     const Ints offset = _mm512_set1_epi8(char(0x80));
     Ints high[R][P], low[R][P];
 #pragma GCC unroll 4
@@ -84,18 +87,29 @@ struct Digits {
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) high[r][p] = _mm512_setzero_si512(), low[r][p] = _mm512_set1_epi32(terms[r]);
     for (int64_t tile = 0; tile < tiles; ++tile, x += 128) {
-      const int64_t at = tile * 1024;
+      const int64_t at = tile * kTile;
+      const Drawn drawn = job.next.draw<kAhead, kTile>(codes[0] + at, job.panel_bytes, first + tile, job.tiles);
+      GroupCodes group[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P && kInt4 && R == 1; ++p) _mm_prefetch(drawn.from + p * drawn.panel, _MM_HINT_T0);
 #pragma GCC unroll 4
       for (int quad = 0; quad < 16; ++quad) {
         Ints w[P];
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
-          w[p] = _mm512_xor_si512(_mm512_loadu_si512(codes[p] + at + quad * 64), offset);
-          if (R == 1) _mm_prefetch(codes[p] + at + quad * 64 + kAhead, _MM_HINT_T0);
+          if (kInt4) {
+            if (quad % 8 == 0) group[p].begin(codes[p] + at, quad / 8, 0, 0x80);
+            w[p] = (Ints)group[p].quad(codes[p] + at + 64 + quad / 2 * 64, quad % 2);
+            if (R == 1 && quad % 2) _mm_prefetch(drawn.from + p * drawn.panel + 64 + quad / 2 * 64, _MM_HINT_T0);
+          } else {
+            w[p] = _mm512_xor_si512(_mm512_loadu_si512(codes[p] + at + quad * 64), offset);
+            if (R == 1) _mm_prefetch(drawn.from + p * drawn.panel + quad * 64, _MM_HINT_T0);
+          }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          Ints upper = broadcast4(x + r * stride + quad * 4), lower = broadcast4(x + r * stride + 64 + quad * 4);
+          const uint8_t* digits = x + r * job.stride + quad * 4;
+          Ints upper = broadcast4(digits), lower = broadcast4(digits + 64);
 #pragma GCC unroll 4
           for (int p = 0; p < P; ++p) {
             high[r][p] = _mm512_dpbusd_epi32(high[r][p], w[p], upper);

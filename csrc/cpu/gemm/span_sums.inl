@@ -56,9 +56,10 @@ bool is_plain(const Product& job, int panel, int panels) {
   return panels == 2 && !job.gated && !job.bias && (panel + 2) * kPanel <= job.cols;
 }
 
+// record: bytes from a span to the next.
 SpanSums sums_of(const Product& job, const int32_t* c, int64_t stride, int height, int panel, int panels, int64_t span,
-                 int64_t length) {
-  const uint8_t* scales = job.weights + panel * job.panel_bytes + span * span_bytes(length);
+                 int64_t record) {
+  const uint8_t* scales = job.weights + panel * job.panel_bytes + span * record;
   return {
       c, stride, height, {_mm512_load_ps(scales), panels > 1 ? _mm512_load_ps(scales + job.panel_bytes) : _mm512_setzero_ps()}};
 }

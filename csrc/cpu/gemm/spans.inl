@@ -1,18 +1,44 @@
-// Products of int8 weights whose codes share a float32 scale over a span of k. Included by kernel files inside their unnamed
-// namespaces.
+// Products of int8 and int4 weights whose codes share a float32 scale over a span of k. Included by kernel files inside their
+// unnamed namespaces.
 //
 // A row of x is rounded to 15-bit integers q (rounding.inl). A span's dot product of codes and q fits 32 bits and is exact,
 // whatever instructions make it; then, for spans in order, acc = fma(scale, float(dot), acc), and at the end acc * scale of x.
 // So all instruction sets give the same bits.
 //
 // A Policy gives: Floats, Ints; zero, load, store, scale(v, float), fma(Floats, Ints, Floats); kBlocks, the accumulated rows *
-// panels that its registers hold; and
-//   span_dots<R, P>(codes[P], x, stride, tiles, terms[R], out[R][P]): dot products over some tiles; terms, a row's
-//   -128 * sum(q), for a Policy with kTerms, which takes codes as code + 128.
+// panels that its registers hold; kTile, the bytes of a tile; and
+//   span_dots<R, P>(job, codes[P], x, first, tiles, terms[R], out[R][P]): dot products over some tiles, from the panel's tile
+//   `first` on; terms, a row's -128 * sum(q), for a Policy with kTerms, which takes codes as code + 128.
 #pragma once
 
 #include "cpu/gemm/epilogue.inl"
 #include "cpu/gemm/rounding.inl"
+
+// Tiles drawn from memory before they are wanted, of one panel or, `panel` bytes apart, of several.
+struct Drawn {
+  const uint8_t* from;
+  int64_t panel;
+};
+
+// Panels that come next, or null. Where a panel ends, they begin: of each the first tiles are drawn.
+struct Following {
+  const uint8_t* panels = nullptr;
+  int64_t panel_bytes = 0;
+
+  // What lies kAhead tiles behind `tile`, the panel's tile number `index` of `tiles`.
+  template <int64_t kAhead, int64_t kTile>
+  __attribute__((always_inline)) inline Drawn draw(const uint8_t* tile, int64_t panel, int64_t index, int64_t tiles) const {
+    const int64_t beyond = index + kAhead - tiles;
+    if (beyond < 0 || !panels) return {tile + kAhead * kTile, panel};
+    return {panels + kSpanScales + beyond * kTile, panel_bytes};
+  }
+};
+
+// What follows panels [panel, panel + width) of a piece of work.
+OARLOCK_INLINE Following following(const Product& job, int panel, int width) {
+  if (panel + width >= job.panels) return {job.ahead, job.ahead_panel_bytes};
+  return {job.weights + (panel + width) * job.panel_bytes, job.panel_bytes};
+}
 
 // R rows by P panels over spans [first, last).
 struct SpanJob {
@@ -23,6 +49,7 @@ struct SpanJob {
   int64_t first, last;
   bool fresh, complete;  // starts from zero; ends with the scales
   float* c;
+  Following next;
 };
 
 template <class Policy, int R, int P>
@@ -32,7 +59,7 @@ __attribute__((noinline)) void span_block(const SpanJob& job) {
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) acc[r][p] = job.fresh ? Policy::zero() : Policy::load(job.c + r * kStride + p * kPanel);
-  const int64_t record = span_bytes(job.span);
+  const int64_t record = span_bytes(job.span, Policy::kTile);
   for (int64_t span = job.first; span < job.last; ++span) {
     const int64_t left = job.tiles - span * job.span;
     const uint8_t* codes[P];
@@ -42,8 +69,8 @@ __attribute__((noinline)) void span_block(const SpanJob& job) {
 #pragma GCC unroll 4
     for (int r = 0; r < R && Policy::kTerms; ++r) __builtin_memcpy(&terms[r], job.terms + r * job.term_row + span * 4, 4);
     typename Policy::Ints dot[R][P];
-    Policy::template span_dots<R, P>(codes, job.x + span * job.span * 128, job.stride, left < job.span ? left : job.span, terms,
-                                     dot);
+    Policy::template span_dots<R, P>(job, codes, job.x + span * job.span * 128, span * job.span,
+                                     left < job.span ? left : job.span, terms, dot);
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       auto scale = Policy::load(reinterpret_cast<const float*>(codes[p] - kSpanScales));

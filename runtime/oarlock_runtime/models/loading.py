@@ -20,10 +20,12 @@ from oarlock_runtime.models.tensors import BLOCK, BLOCK_BYTES, Span, TensorRef, 
 Quantization = Literal["auto", "f32", "bf16", "int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
-# Bytes that the core needs for 32 weights, in each form that it holds but int8.
-HELD_BYTES = {"f32": 4 * BLOCK, "bf16": 2 * BLOCK, "f16": 2 * BLOCK, "int8_groups": 34, "int4": 20}
-INT8_TILE = 64  # columns; a row of int8 weights is held in whole ones, up to INT8_SPAN of them under a float32 scale
-INT8_SPAN = 9
+# Bytes that the core needs for 32 weights, in each form that it holds but those in spans.
+HELD_BYTES = {"f32": 4 * BLOCK, "bf16": 2 * BLOCK, "f16": 2 * BLOCK, "int8_groups": 34, "int4_groups": 20}
+# Columns; a row of int8 or int4 weights is held in whole tiles, up to MOST_SPAN of them, a span, under a float32 scale.
+TILE = 64
+MOST_SPAN = 9
+TILE_BYTES = {"int8": 64, "int4": 36}  # of a row; int4 has two bytes for each 32 columns beside their codes
 
 
 class WeightSink(Protocol):
@@ -92,8 +94,8 @@ class WeightGroup:
     """Tensors, or a rank's parts of them, that the core takes as one weight, stacked along their output rows.
 
     `format` is what the executor is asked for ("keep" = the file's own bits), `held` what that comes to: f32, bf16,
-    f16, int8, int4 (both as --quantization makes them) or int8_groups (q8_0's own bits).
-    A GPU expands what it keeps to its compute type.
+    f16, int8, int4 (both as --quantization makes them), int8_groups or int4_groups (a file's own bits: q8_0's; q4_0's
+    and q4_1's). A GPU expands what it keeps to its compute type.
     """
 
     name: str
@@ -113,8 +115,8 @@ class WeightGroup:
     @property
     def nbytes(self) -> int:
         """Bytes the core will hold for it."""
-        if self.held == "int8":
-            return sum(part.shape[0] * int8_row_bytes(part.shape[1]) for part in self.parts)
+        if self.held in TILE_BYTES:
+            return sum(part.shape[0] * span_row_bytes(self.held, part.shape[1]) for part in self.parts)
         return sum(math.prod(part.shape) for part in self.parts) * HELD_BYTES[self.held] // BLOCK
 
     def pieces(self) -> list[tuple[str, npt.NDArray[Any]]]:
@@ -124,16 +126,16 @@ class WeightGroup:
         return [part.matrix() for part in self.parts]
 
 
-def int8_row_bytes(columns: int) -> int:
-    """Bytes of a row of int8 weights, with its scales."""
-    tiles = -(-columns // INT8_TILE)
-    return tiles * INT8_TILE + 4 * -(-tiles // int8_span_tiles(columns))
+def span_row_bytes(held: str, columns: int) -> int:
+    """Bytes of a row of int8 or int4 weights, with its scales."""
+    tiles = -(-columns // TILE)
+    return tiles * TILE_BYTES[held] + 4 * -(-tiles // span_tiles(columns))
 
 
-def int8_span_tiles(columns: int) -> int:
+def span_tiles(columns: int) -> int:
     """Tiles of a row that share a scale: as even as the row allows, the last span may have fewer."""
-    tiles = -(-columns // INT8_TILE)
-    return -(-tiles // -(-tiles // INT8_SPAN))
+    tiles = -(-columns // TILE)
+    return -(-tiles // -(-tiles // MOST_SPAN))
 
 
 def load_plan(
@@ -142,8 +144,8 @@ def load_plan(
     """The weights the executor takes, in order, and as what each is held; of one rank's `shard`, or of the whole model.
 
     quantization "auto" keeps a GGUF's own 8 and 4 bits and holds all else in `dtype`, the executor's compute type
-    (bf16, f16 or f32). int8 is made from whatever the file has, q8_0 too; int4 keeps a file's own 4 bits. Both leave
-    what can't be cut into groups of 32 in `dtype`.
+    (bf16, f16 or f32). int8 and int4 are made from whatever the file has, be it of as many bits itself: a file's own
+    groups are slower. Both leave what can't be cut into groups of 32 in `dtype`.
     """
     if quantization not in QUANTIZATIONS:
         raise ValueError(f"quantization {quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
@@ -200,7 +202,7 @@ def _format_of(name: str, parts: tuple[Part, ...], quantization: str, dtype: str
     own = None
     if formats <= BLOCK_BYTES.keys():
         # The core holds pieces of one weight in the widest form that any of them needs.
-        own = "int8_groups" if "q8_0" in formats else "int4"
+        own = "int8_groups" if "q8_0" in formats else "int4_groups"
     if quantization == "auto":
         return "keep", own or dtype
     if quantization in ("f32", "bf16"):
@@ -209,6 +211,4 @@ def _format_of(name: str, parts: tuple[Part, ...], quantization: str, dtype: str
         return dtype, dtype
     # The head decides between near-equal tokens, so it is given no less than 8 bits; so is what it may be tied to.
     wanted = "int8" if name in ("embed", "lm_head") else quantization
-    if own == wanted == "int4":
-        return "keep", own
     return wanted, wanted

@@ -14,17 +14,31 @@ from oarlock_runtime.engine.engine import Engine
 from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_executor
 from oarlock_runtime.engine.request import Finish, Request
 from oarlock_runtime.engine.sampling import SamplingParams
+from oarlock_runtime.models.loading import Quantization
 
 CONTEXT, BLOCKS, SEQUENCES, BATCHED = 448, 9, 5, 96
 
 Answer = tuple[list[int], list[float], list[float], Finish]  # tokens, their log-probabilities, the prompt's, the end
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+MODELS: dict[str, tuple[str, Quantization]] = {
+    **{family: (family, "auto") for family in FAMILIES},
+    "int8": ("mistral", "int8"),
+    "int4": ("qwen3", "int4"),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def executor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CoreExecutor]:
-    checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("models"), request.param)
+    family, quantization = MODELS[request.param]
+    checkpoint = tiny_checkpoint(tmp_path_factory.mktemp("models"), family)
     options = ExecutorOptions(
-        max_sequences=SEQUENCES, max_context=CONTEXT, max_batched_tokens=BATCHED, kv_blocks=BLOCKS, threads=2
+        quantization=quantization,
+        max_sequences=SEQUENCES,
+        max_context=CONTEXT,
+        max_batched_tokens=BATCHED,
+        kv_blocks=BLOCKS,
+        threads=2,
     )
     yield load_executor(checkpoint, options)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.forcing import forced_logits, predict
 from support.prompts import ForcedText, forced_texts
-from support.reference import Floats, Reference, round_to_int8
+from support.reference import Floats, Reference, round_to_int4, round_to_int8
 from support.tiny import FAMILIES, tiny_checkpoint
 
 from oarlock_runtime.engine.executor import ExecutorOptions, load_executor
@@ -41,12 +41,23 @@ def as_int8(smollm2: Path, texts: list[ForcedText]) -> list[Floats]:
     return forced_logits(reference, texts)
 
 
+@pytest.fixture(scope="module")
+def as_int4(smollm2: Path, texts: list[ForcedText]) -> list[Floats]:
+    """With every matrix quantized to 4 bits, embedding and head to 8, as the core holds them, and back."""
+    reference = Reference.load(open_checkpoint(smollm2))
+    for name, value in reference.weights.items():
+        if value.ndim == 2:
+            round_to_int4(value) if name.startswith("layers.") else round_to_int8(value)
+    return forced_logits(reference, texts)
+
+
 @pytest.mark.parametrize(
     ("quantization", "dtype", "expected", "agreement", "margin"),
     [
         pytest.param("f32", "f32", "as_shipped", 1.0, 0.0, id="float32 agrees everywhere"),
         pytest.param("bf16", "bf16", "as_shipped", 0.99, 0.1, id="bf16"),
         pytest.param("int8", "bf16", "as_int8", 0.975, np.inf, id="int8"),
+        pytest.param("int4", "bf16", "as_int4", 0.975, np.inf, id="int4"),
         pytest.param("auto", "bf16", "as_shipped", 0.975, np.inf, id="Q4_1 as shipped"),
     ],
 )

@@ -4,13 +4,13 @@ One sequence, whole context, no cache; written to be read. Matrices are (outputs
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from oarlock_runtime.models.checkpoint import Checkpoint
-from oarlock_runtime.models.loading import INT8_TILE, int8_span_tiles
+from oarlock_runtime.models.loading import TILE, span_tiles
 from oarlock_runtime.models.spec import ModelSpec, rotary_table
 
 Floats = npt.NDArray[np.float32]
@@ -84,13 +84,64 @@ class Reference:
         return x / np.sqrt(mean_square + np.float32(self.spec.norm_epsilon)) * self.weights[name]
 
 
+def spans(matrix: Floats) -> Iterator[Floats]:
+    """Its columns by those whose weights share a scale, as views."""
+    width = span_tiles(matrix.shape[1]) * TILE
+    for start in range(0, matrix.shape[1], width):
+        yield matrix[:, start : start + width]
+
+
 def round_to_int8(matrix: Floats) -> None:
     """Each span of a row to the nearest of 255 values, evenly spaced up to its largest; in place."""
-    width = int8_span_tiles(matrix.shape[1]) * INT8_TILE
-    for start in range(0, matrix.shape[1], width):
-        part = matrix[:, start : start + width]
+    for part in spans(matrix):
         scale = np.abs(part).max(axis=1, keepdims=True) / np.float32(127)
         part[:] = np.rint(np.divide(part, scale, out=np.zeros_like(part), where=scale > 0)) * scale
+
+
+def round_to_int4(matrix: Floats) -> None:
+    """Each 32 columns of a row to 16 values, evenly spaced by a multiple of their span's scale; in place.
+
+    Of two scales the one with the least squared error, and of two steps for each group.
+    """
+    for part in spans(matrix):
+        groups = part.reshape(len(part), -1, 32)
+        least, greatest = groups.min(axis=2), groups.max(axis=2)
+        largest = np.maximum(np.maximum(-least, greatest) / np.float32(127), (greatest - least) / np.float32(15 * 15))
+        most = largest.max(axis=1)[:, None, None]
+        most[most == 0] = 1  # all weights are zero
+        best, error = np.zeros_like(groups), np.full((len(part), 1, 1), np.inf, np.float32)
+        for stretch in (1.0, 1.05):
+            scale = most * np.float32(stretch)
+            rounded, missed = fit_groups(groups / scale)
+            missed = missed.sum(axis=1, keepdims=True) * scale**2
+            best = np.where(missed < error, rounded * scale, best)
+            error = np.minimum(missed, error)
+        part[:] = best.reshape(part.shape)
+
+
+def fit_groups(groups: Floats) -> tuple[Floats, Floats]:
+    """Groups [..., 32] in units of their span's scale as step * code + offset, and their squared errors [..., 1]."""
+    least, greatest = groups.min(axis=-1, keepdims=True), groups.max(axis=-1, keepdims=True)
+    even = np.trunc((greatest - least) / 15)
+    best, error = np.zeros_like(groups), np.full(least.shape, np.inf, np.float32)
+    for step in (np.minimum(even, 15), np.minimum(even + 1, 15)):
+        codes = nearest_codes(groups, step, fitting_offset((least + greatest - 15 * step) / 2, step))
+        offset = fitting_offset((groups - step * codes).mean(axis=-1, keepdims=True), step)
+        rounded = step * nearest_codes(groups, step, offset) + offset
+        missed = ((groups - rounded) ** 2).sum(axis=-1, keepdims=True)
+        best = np.where(missed < error, rounded, best)
+        error = np.minimum(missed, error)
+    return best, error
+
+
+def fitting_offset(value: Floats, step: Floats) -> Floats:
+    """The nearest integer that keeps 16 values, `step` apart, within 8 bits."""
+    return np.clip(np.rint(value), -128, 127 - 15 * step)
+
+
+def nearest_codes(groups: Floats, step: Floats, offset: Floats) -> Floats:
+    inverse = np.divide(1, step, out=np.zeros_like(step), where=step > 0)
+    return np.rint(np.clip((groups - offset) * inverse, 0, 15))
 
 
 def rotate(x: Floats, rotary: Floats) -> Floats:

@@ -53,7 +53,7 @@ def test_quantized_matrices_keep_their_codes(tmp_path: Path, family: str, quant_
     kind = "q8_0" if scheme.bits == 8 else "q4_0"
     assert {first[f"layers.1.{part}"].format for part in ("q", "k", "v", "o", "gate", "up", "down")} == {kind}
     held = {weight.held for weight in load_plan(first) if weight.name.endswith(".qkv")}
-    assert held == {"int8_groups" if scheme.bits == 8 else "int4"}
+    assert held == {"int8_groups" if scheme.bits == 8 else "int4_groups"}
     scale = np.abs(source["layers.0.gate"].dequantize()).max() / (127 if scheme.bits == 8 else 7)
     for part in ("q", "k", "v", "o", "gate", "up", "down"):
         ref = first[f"layers.0.{part}"]
