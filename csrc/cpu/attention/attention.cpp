@@ -57,8 +57,9 @@ void carve(AttentionScratch& scratch, Carver& carver, int head_dim, int64_t part
 
 const AttentionKernel& kernel_for(Isa isa, DType dtype) {
   if (dtype == DType::f32) return isa >= Isa::avx512 ? avx512::attention_f32 : avx2::attention_f32;
-  if (isa == Isa::amx) return amx::attention_bf16;
-  if (isa == Isa::avx512_bf16) return avx512_bf16::attention_bf16;
+  // A machine with tiles has VBMI unless a hypervisor hides it.
+  if (isa == Isa::amx && __builtin_cpu_supports("avx512vbmi")) return amx::attention_bf16;
+  if (isa >= Isa::avx512_bf16) return avx512_bf16::attention_bf16;
   return isa >= Isa::avx512 ? avx512::attention_bf16 : avx2::attention_bf16;
 }
 

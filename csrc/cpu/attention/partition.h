@@ -45,7 +45,8 @@ struct PartitionSteps {
       Query* to = static_cast<Query*>(scratch.queries) + r * stride;
       const auto* from = static_cast<const typename K::Cache*>(tile.query[r]);
       if constexpr (std::is_same_v<Query, typename K::Cache>) {
-        std::memcpy(to, from, size_t(tile.head_dim) * sizeof(Query));
+        constexpr int kPiece = 16;  // copied by a register or two, not by a call
+        for (int i = 0; i < tile.head_dim; i += kPiece) std::memcpy(to + i, from + i, kPiece * sizeof(Query));
       } else {
         for (int i = 0; i < tile.head_dim; i += V::kLanes) V::store(to + i, V::load(from + i));
       }

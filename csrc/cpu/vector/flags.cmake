@@ -5,7 +5,7 @@ set(OARLOCK_FLAGS_avx2 -mavx2 -mfma)
 set(OARLOCK_FLAGS_avx512 ${OARLOCK_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -Wno-uninitialized
   -Wno-maybe-uninitialized)
 set(OARLOCK_FLAGS_avx512_bf16 ${OARLOCK_FLAGS_avx512} -mavx512bf16)
-set(OARLOCK_FLAGS_amx ${OARLOCK_FLAGS_avx512_bf16} -mamx-tile -mamx-bf16)
+set(OARLOCK_FLAGS_amx ${OARLOCK_FLAGS_avx512_bf16} -mavx512vbmi -mamx-tile -mamx-bf16)
 
 # Adds folder/prefix_<isa>.cpp for each instruction set named, with its flags.
 macro(oarlock_isa_sources folder prefix)
