@@ -9,6 +9,7 @@
 namespace oarlock::cpu {
 namespace {
 
+#include "cpu/gemm/drawn.inl"
 #include "cpu/gemm/held_rows.inl"
 #include "cpu/gemm/row_blocks.inl"
 #include "cpu/gemm/tile_blocks.inl"
@@ -36,23 +37,19 @@ void tile_rows(const Prepare& job, int64_t first, int64_t last) {
 
 enum class Format { bf16, int8, int4 };
 
-// One tile of a panel in bf16. With kDraw, one further on is drawn from memory: an expansion keeps the processor too busy to
-// run that far ahead by itself.
-template <Format kFormat, bool kDraw>
+// One tile of a panel in bf16.
+template <Format kFormat>
 OARLOCK_INLINE void expand_tile(const Product& job, __m256h shift, int panel, int64_t tile, uint8_t* to) {
   const uint8_t* from = job.weights + panel * job.panel_bytes;
   if (kFormat == Format::int8) expand_int8(group_view<false>(from, tile), shift, to);
   if (kFormat == Format::int4) expand_int4(group_view<true>(from, tile), shift, to);
-  if (!kDraw) return;
-  draw_group<kFormat == Format::int4>(from, tile + kTilesAhead);
 }
 
 // Tiles [first, first + count) of a panel.
 template <Format kFormat>
 void expand(const Product& job, int panel, int64_t first, int64_t count, uint8_t* to) {
   __m256h shift = _mm256_set1_ph(_Float16(job.shift));
-  for (int64_t tile = first; tile < first + count; ++tile, to += kTile)
-    expand_tile<kFormat, false>(job, shift, panel, tile, to);
+  for (int64_t tile = first; tile < first + count; ++tile, to += kTile) expand_tile<kFormat>(job, shift, panel, tile, to);
 }
 
 // Up to 16 rows by up to four quantized panels, a step of k at a time: this step's tiles are expanded while the ones before
@@ -60,6 +57,8 @@ void expand(const Product& job, int panel, int64_t first, int64_t count, uint8_t
 template <Format kFormat, int kPanels>
 void expanding_block(const Product& job, int first_panel) {
   constexpr int kRowBytes = 256;
+  constexpr int64_t kAhead = 4, kGroupBytes = (kFormat == Format::int4 ? kInt4Record : kInt8Record) / 2;
+  const Following next = following(job, first_panel, kPanels);
   const __m256h shift = _mm256_set1_ph(_Float16(job.shift));
   const int64_t tiles = job.x->k / kTileK;
   const uint8_t* x = job.x->data + job.row0 * job.x->stride;
@@ -70,8 +69,13 @@ void expanding_block(const Product& job, int first_panel) {
   for (int64_t tile = 0; tile <= tiles; ++tile) {
     if (tile < tiles) {
       uint8_t* to = job.scratch + tile % 2 * (kPanels * kTile);
+      const uint8_t* from = job.weights + first_panel * job.panel_bytes + tile * kGroupBytes;
+      const Drawn drawn = next.draw<kAhead, kGroupBytes, 0>(from, job.panel_bytes, tile, tiles);
 #pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) expand_tile<kFormat, true>(job, shift, first_panel + p, tile, to + p * kTile);
+      for (int p = 0; p < kPanels; ++p) {
+        expand_tile<kFormat>(job, shift, first_panel + p, tile, to + p * kTile);
+        draw_group<kFormat == Format::int4>(drawn.from + p * drawn.panel);
+      }
     }
     if (tile == 0) continue;
     const uint8_t* w = job.scratch + (tile - 1) % 2 * (kPanels * kTile);

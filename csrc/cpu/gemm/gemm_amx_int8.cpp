@@ -126,7 +126,7 @@ void one_block(const FewTiles& job) {
   zero_sums<kPanels>();
   for (int64_t tile = 0; tile < job.count; ++tile, x += kTile, w += kTile) {
     multiply_tiles<kPanels, true>(x, w, job.panel_bytes,
-                                  job.next.draw<kAhead, kTile>(w, job.panel_bytes, job.first + tile, job.all));
+                                  job.next.draw<kAhead, kTile, kSpanScales>(w, job.panel_bytes, job.first + tile, job.all));
   }
   store_sums<kPanels>(job.c);
 }
@@ -140,7 +140,7 @@ void opening_block(const FewTiles& job) {
   for (int64_t tile = 0; tile <= job.count; ++tile, w += kInt4Tile) {
     uint8_t *now = job.opened + tile % 2 * (kPanels * kTile), *before = job.opened + (tile + 1) % 2 * (kPanels * kTile);
     if (tile < job.count) {
-      const Drawn drawn = job.next.draw<kAhead, kInt4Tile>(w, job.panel_bytes, job.first + tile, job.all);
+      const Drawn drawn = job.next.draw<kAhead, kInt4Tile, kSpanScales>(w, job.panel_bytes, job.first + tile, job.all);
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) {
         draw_tile<kInt4Tile>(drawn.from + p * drawn.panel);

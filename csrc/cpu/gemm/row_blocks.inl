@@ -6,6 +6,7 @@
 // rows on, tiles are as fast.
 #pragma once
 
+#include "cpu/gemm/drawn.inl"
 #include "cpu/gemm/tile_blocks.inl"
 #include "cpu/gemm/tile_expand.inl"
 
@@ -35,6 +36,9 @@ template <bool kInt4, int kPanels>
 __attribute__((noinline)) void row_block(const Product& job, int first_panel) {
   const __m256h shift = _mm256_set1_ph(_Float16(job.shift));
   const __m512i kept = _mm512_set1_epi32(int(0x8fff0000u));  // of a narrowed weight in the upper half, see shorten()
+  constexpr int64_t kTileBytes = (kInt4 ? kInt4Record : kInt8Record) / 2;
+  constexpr int64_t kAhead = 4096 / kTileBytes;
+  const Following next = following(job, first_panel, kPanels);
   const uint8_t* weights = job.weights + first_panel * job.panel_bytes;
   const float* x = reinterpret_cast<const float*>(job.x->data);
   const int64_t tiles = job.x->k / kTileK;
@@ -52,9 +56,10 @@ __attribute__((noinline)) void row_block(const Product& job, int first_panel) {
       d[p] = by_column(view.d, shift);
       if (kInt4) m[p] = by_column(view.m, shift);
       even[p] = odd[p] = _mm512_setzero_ps();
-      // int4 is held by its instructions, not by the memory.
-      if (!kInt4) draw_group<kInt4>(weights + p * job.panel_bytes, tile + kTilesAhead);
     }
+    const Drawn drawn = next.draw<kAhead, kTileBytes, 0>(weights + tile * kTileBytes, job.panel_bytes, tile, tiles);
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) draw_group<kInt4>(drawn.from + p * drawn.panel);
 #pragma GCC unroll 16
     for (int row = 0; row < kTileK / 2; ++row) {
 #pragma GCC unroll 4

@@ -88,7 +88,7 @@ struct Digits {
       for (int p = 0; p < P; ++p) high[r][p] = _mm512_setzero_si512(), low[r][p] = _mm512_set1_epi32(terms[r]);
     for (int64_t tile = 0; tile < tiles; ++tile, x += 128) {
       const int64_t at = tile * kTile;
-      const Drawn drawn = job.next.draw<kAhead, kTile>(codes[0] + at, job.panel_bytes, first + tile, job.tiles);
+      const Drawn drawn = job.next.draw<kAhead, kTile, kSpanScales>(codes[0] + at, job.panel_bytes, first + tile, job.tiles);
       GroupCodes group[P];
 #pragma GCC unroll 4
       for (int p = 0; p < P && kInt4 && R == 1; ++p) _mm_prefetch(drawn.from + p * drawn.panel, _MM_HINT_T0);

@@ -11,34 +11,9 @@
 //   `first` on; terms, a row's -128 * sum(q), for a Policy with kTerms, which takes codes as code + 128.
 #pragma once
 
+#include "cpu/gemm/drawn.inl"
 #include "cpu/gemm/epilogue.inl"
 #include "cpu/gemm/rounding.inl"
-
-// Tiles drawn from memory before they are wanted, of one panel or, `panel` bytes apart, of several.
-struct Drawn {
-  const uint8_t* from;
-  int64_t panel;
-};
-
-// Panels that come next, or null. Where a panel ends, they begin: of each the first tiles are drawn.
-struct Following {
-  const uint8_t* panels = nullptr;
-  int64_t panel_bytes = 0;
-
-  // What lies kAhead tiles behind `tile`, the panel's tile number `index` of `tiles`.
-  template <int64_t kAhead, int64_t kTile>
-  __attribute__((always_inline)) inline Drawn draw(const uint8_t* tile, int64_t panel, int64_t index, int64_t tiles) const {
-    const int64_t beyond = index + kAhead - tiles;
-    if (beyond < 0 || !panels) return {tile + kAhead * kTile, panel};
-    return {panels + kSpanScales + beyond * kTile, panel_bytes};
-  }
-};
-
-// What follows panels [panel, panel + width) of a piece of work.
-OARLOCK_INLINE Following following(const Product& job, int panel, int width) {
-  if (panel + width >= job.panels) return {job.ahead, job.ahead_panel_bytes};
-  return {job.weights + (panel + width) * job.panel_bytes, job.panel_bytes};
-}
 
 // R rows by P panels over spans [first, last).
 struct SpanJob {

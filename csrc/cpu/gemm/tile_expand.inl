@@ -35,14 +35,12 @@ OARLOCK_INLINE __m512h by_column(const uint8_t* from, __m256h shift) {
   return _mm512_castsi512_ph(_mm512_or_si512(low, _mm512_slli_epi32(low, 16)));
 }
 
-constexpr int64_t kTilesAhead = 4;  // drawn from memory while others are expanded
-
-// Draws a group of a panel from memory.
+// Draws as much as a group takes from memory.
 template <bool kInt4>
-OARLOCK_INLINE void draw_group(const uint8_t* panel, int64_t group) {
+OARLOCK_INLINE void draw_group(const uint8_t* from) {
   constexpr int64_t kBytes = (kInt4 ? kInt4Record : kInt8Record) / 2;
 #pragma GCC unroll 9
-  for (int64_t at = 0; at < kBytes; at += 64) _mm_prefetch(panel + group * kBytes + at, _MM_HINT_T0);
+  for (int64_t at = 0; at < kBytes; at += 64) _mm_prefetch(from + at, _MM_HINT_T0);
 }
 
 // Two k of 16 columns, a row of a tile, in f16.
