@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const Params p
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int s = 0; s < S::kStages; ++s) {
       barrier_init(&full[s], 1);
       barrier_init(&empty[s], kWarps / 2 * 32 + kWarps / 2);  // the readers' threads, one of each other warp
@@ -49,9 +50,11 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const Params p
     int stage = 0, phase = 1;  // a fresh ring is empty: the first waits pass
     bool may_read_all = !p.settled;
     if (may_read_all) depend();
+#pragma unroll 1
     for (int index = blockIdx.x; index < items; index += gridDim.x) {
       const Item item = find_item(p, starts, index);
       const int32_t* table = table_of(p, item);
+#pragma unroll 1
       for (int block = item.first; block < item.last; ++block) {
         if (!may_read_all && (block + 1) * kBlockTokens >= item.context) {
           depend();
@@ -80,7 +83,9 @@ __global__ void __launch_bounds__(kThreads + 32, 1) decode_kernel(const Params p
     state = State<T, D, wide>(p, item, lane);
   };
   begin_item(blockIdx.x);
+#pragma unroll 1
   for (int index = blockIdx.x; index < items; index += gridDim.x) {
+#pragma unroll 1
     for (int block = item.first; block < item.last; ++block) {
       // Every warp sees every block arrive, or it could take one turn of the ring's barriers for another.
       barrier_wait(&full[stage], phase);

@@ -192,6 +192,7 @@ __device__ __forceinline__ void merge_item(const Params& p, const Item& item, St
   int* counter = p.counters + int64_t(item.query) * p.kv_heads + item.kv_head;
   float* parts = part_of(p.partials, item.query, item.kv_head, 0, 0, p.kv_heads, group, D);
   const int part_count = item.before + item.splits;
+#pragma unroll 1
   for (int i = threadIdx.x; i < group * D; i += kWarps * 32) {
     const int row = i / D, column = i % D;
     float top = -INFINITY, total = 0, value = 0;
@@ -223,11 +224,14 @@ __device__ __forceinline__ void merge_item(const Params& p, const Item& item, St
     barrier();
     if (is_last_part) {
       __threadfence();
+#pragma unroll 1
       for (int i = threadIdx.x; i < group * D; i += kWarps * 32) {
         const float* part = parts + i / D * (D + 2);
         const int stride = group * (D + 2);
         float top = -INFINITY, total = 0, value = 0;
+#pragma unroll 2
         for (int s = 0; s < part_count; ++s) top = fmaxf(top, __ldcg(part + s * stride + D));
+#pragma unroll 2
         for (int s = 0; s < part_count; ++s) {
           const float weight = exp2f(__ldcg(part + s * stride + D) - top);
           total += weight * __ldcg(part + s * stride + D + 1);

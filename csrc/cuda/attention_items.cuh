@@ -23,6 +23,7 @@ __device__ void sum_items(int* starts, int sequences, Count&& count) {
   __shared__ int warp_sums[32];
   const int threads = blockDim.x, warps = threads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int carried = 0;
+#pragma unroll 1
   for (int base = 0; base < sequences; base += threads) {
     const int sequence = base + threadIdx.x;
     const int mine = sequence < sequences ? count(sequence) : 0;
@@ -35,6 +36,7 @@ __device__ void sum_items(int* starts, int sequences, Count&& count) {
     if (lane == 31) warp_sums[warp] = sum;
     __syncthreads();
     int before = carried;
+#pragma unroll 1
     for (int w = 0; w < warps; ++w) {
       if (w < warp) before += warp_sums[w];
       carried += warp_sums[w];

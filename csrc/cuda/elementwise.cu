@@ -30,19 +30,20 @@ __global__ void feed_tokens_kernel(int32_t* ids, const int32_t* sources, const i
   if (i < count && sources[i] >= 0) ids[i] = drawn[sources[i]];
 }
 
-// One block a row. Each thread keeps its part of the row in registers between the sum of squares and the scaling.
+// One block a row. Each thread keeps its part of the row, up to kVectors times eight elements, in registers between the sum of
+// squares and the scaling.
 constexpr int kNormThreads = 256, kNormVectors = 4, kNormColumns = kNormThreads * kNormVectors * 8;
 
-template <typename T, typename R, typename E>
+template <typename T, typename R, typename E, int kVectors>
 __global__ void __launch_bounds__(kNormThreads)
     add_norm_kernel(T* out, int64_t out_stride, R* residual, int64_t stride, const E* delta, int64_t delta_stride,
                     const float* weight, float epsilon, int cols) {
   __shared__ float sums[kNormThreads / 32];
   release_successor();
-  float v[kNormVectors][8], w[kNormVectors][8], sum = 0;
+  float v[kVectors][8], w[kVectors][8], sum = 0;
   const int thread = threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < kNormVectors; ++i) {
+  for (int i = 0; i < kVectors; ++i) {
     const int c = (i * kNormThreads + thread) * 8;
     if (c < cols) load8(w[i], weight + c);
   }
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kNormThreads)
   residual += blockIdx.x * stride;
   if (delta != nullptr) delta += blockIdx.x * delta_stride;
 #pragma unroll
-  for (int i = 0; i < kNormVectors; ++i) {
+  for (int i = 0; i < kVectors; ++i) {
     const int c = (i * kNormThreads + thread) * 8;
     if (c >= cols) continue;
     load8(v[i], residual + c);
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kNormThreads)
   __syncthreads();
   const float scale = rsqrtf(warp_sum(thread % 32 < kNormThreads / 32 ? sums[thread % 32] : 0.f) / float(cols) + epsilon);
 #pragma unroll
-  for (int i = 0; i < kNormVectors; ++i) {
+  for (int i = 0; i < kVectors; ++i) {
     const int c = (i * kNormThreads + thread) * 8;
     if (c >= cols) continue;
 #pragma unroll
@@ -169,9 +170,14 @@ void add_norm(cudaStream_t stream, Tensor out, Tensor residual, const Tensor* de
       using R = std::remove_pointer_t<decltype(r)>;
       auto go = [&](auto* e) {
         using E = std::remove_pointer_t<decltype(e)>;
-        launch(stream, add_norm_kernel<T, R, E>, dim3(unsigned(out.rows)), kNormThreads, 0, out.as<T>(), out.stride,
-               residual.as<R>(), residual.stride, delta ? static_cast<const E*>(delta->data) : nullptr,
-               delta ? delta->stride : 0, weight, epsilon, int(out.cols));
+        auto with = [&](auto kernel) {
+          launch(stream, kernel, dim3(unsigned(out.rows)), kNormThreads, 0, out.as<T>(), out.stride, residual.as<R>(),
+                 residual.stride, delta ? static_cast<const E*>(delta->data) : nullptr, delta ? delta->stride : 0, weight,
+                 epsilon, int(out.cols));
+        };
+        // The short form is quicker as long as blocks need not share multiprocessors.
+        const bool few = out.rows <= 64 && out.cols <= kNormColumns / 2;
+        few ? with(add_norm_kernel<T, R, E, kNormVectors / 2>) : with(add_norm_kernel<T, R, E, kNormVectors>);
       };
       delta == nullptr || delta->dtype == residual.dtype ? go(r) : go(t);
     });

@@ -42,6 +42,7 @@ struct Panels {
 };
 // The panels of a unit for a block: bands of x, within them the weight, within that x.
 __device__ __forceinline__ Panels find_panels(const PanelParams& p, int unit, int rank) {
+  if (p.x_units == 1) return {p.share_weight > 1 ? rank : 0, unit};
   const int band_units = p.units / p.x_units * kBand, band = unit / band_units, within = unit % band_units;
   const int high = min(kBand, p.x_units - band * kBand);
   Panels panels{band * kBand + within % high, within / high};
@@ -62,6 +63,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int first_box = p.boxes * split / p.splits, end_box = p.boxes * (split + 1) / p.splits;
 
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int s = 0; s < p.stages; ++s) {
       barrier_init(&full[s], 1);
       barrier_init(&weights_empty[s], kGroups * 4 * p.share_weight);

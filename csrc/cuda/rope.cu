@@ -29,19 +29,21 @@ __global__ void __launch_bounds__(kRopeThreads) rope_kernel(const RopeParams p) 
   const bool active = head < p.heads + 2 * p.kv_heads;
   const int64_t position = p.positions[token], slot = p.slots[token];
   depend();
-  T* row = static_cast<T*>(p.qkv) + token * p.stride + (active ? head : 0) * D;
-  float a[8], b[8];
-  load8(a, row + lane * 8);
-  load8(b, row + D / 2 + lane * 8);
+  T* row = static_cast<T*>(p.qkv) + token * p.stride + (active ? head : 0) * D + lane * 8;
   const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv_heads;
+  float a[8], b[8], cosine[8], sine[8];  // all on their way at once
+  load8(a, row);
+  load8(b, row + D / 2);
+  load8(cosine, p.rotary + position * D + lane * 8);
+  load8(sine, p.rotary + position * D + D / 2 + lane * 8);
   if (!is_value) {
     const float* norm = is_query ? p.q_norm : p.k_norm;
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += a[i] * a[i] + b[i] * b[i];
-#pragma unroll
-    for (int d = kLanes / 2; d > 0; d /= 2) sum += __shfl_xor_sync(__activemask(), sum, d);
     if (norm != nullptr) {
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum += a[i] * a[i] + b[i] * b[i];
+#pragma unroll
+      for (int d = kLanes / 2; d > 0; d /= 2) sum += __shfl_xor_sync(__activemask(), sum, d);
       const float scale = rsqrtf(sum / D + p.epsilon);
       float wa[8], wb[8];
       load8(wa, norm + lane * 8);
@@ -49,9 +51,6 @@ __global__ void __launch_bounds__(kRopeThreads) rope_kernel(const RopeParams p) 
 #pragma unroll
       for (int i = 0; i < 8; ++i) a[i] *= scale * wa[i], b[i] *= scale * wb[i];
     }
-    float cosine[8], sine[8];
-    load8(cosine, p.rotary + position * D + lane * 8);
-    load8(sine, p.rotary + position * D + D / 2 + lane * 8);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float x = a[i], y = b[i];
@@ -61,8 +60,8 @@ __global__ void __launch_bounds__(kRopeThreads) rope_kernel(const RopeParams p) 
   }
   if (!active || (!is_query && slot < 0)) return;  // a padding row has no place in the cache
   if (is_query) {
-    store8(row + lane * 8, a);
-    store8(row + D / 2 + lane * 8, b);
+    store8(row, a);
+    store8(row + D / 2, b);
     return;
   }
   if (is_value) {

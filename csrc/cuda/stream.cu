@@ -6,6 +6,7 @@
 // Every multiprocessor has an equal share of a weight's rows and sums them over all columns itself, in an order that depends
 // on n and k alone: nothing is added up between multiprocessors, and a row's result depends on that row.
 #include <algorithm>
+#include <type_traits>
 
 #include "base/error.h"
 #include "cuda/element.cuh"
@@ -34,8 +35,7 @@ struct StreamParams {
   int depth;                  // boxes of 64 columns of the whole row, whole turns of the groups
   int stages;                 // of the ring, a multiple of kGroups
   bool float_out, gate;
-  bool shares;  // with the other ranks, over `channel`
-  Channel channel;
+  Channel channel;  // where the result is shared with the other ranks
 };
 
 template <int N, int kColumns>
@@ -52,48 +52,72 @@ struct Cursor {
   }
 };
 
-// Rows [first_row, end_row) of a tile; acc[i] has those from first_row + 64 i.
-template <typename T, int N, bool high>
-__device__ __forceinline__ void write_out(const StreamParams& p, uint32_t round, const float (&acc)[4][N / 2], int first_row,
-                                          int end_row, int thread) {
-  T* out = static_cast<T*>(p.out);
-  float* float_out = static_cast<float*>(p.out);
+// Calls put(row of x, row of the weight, value) for what a thread has of the rows [first_row, end_row) of a tile; acc[i] has
+// those from first_row + 64 i.
+template <int N, bool high, typename Put>
+__device__ __forceinline__ void each_value(const StreamParams& p, const float (&acc)[4][N / 2], int first_row, int end_row,
+                                           int thread, Put&& put) {
   const int lane = thread % 32;
-  auto put = [&](int64_t at, float x) {
-    float_out[at] = x;
-    if (p.shares) send_share(p.channel, round, at, x);
-  };
 #pragma unroll
   for (int half = 0; half < (high ? 2 : 1); ++half) {
-    const int base = first_row + half * 64 + thread / 32 * 16, row = base + lane / 4;
-    if (base >= end_row) continue;
+    const int row = first_row + half * 64 + thread / 32 * 16 + lane / 4;
     const bool lower_in = row < end_row, upper_in = row + 8 < end_row;
     const float lower_bias = p.bias && lower_in ? p.bias[row] : 0.f, upper_bias = p.bias && upper_in ? p.bias[row + 8] : 0.f;
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int x_row = j * 8 + (lane % 4) * 2 + i;
-        const float lower = acc[half][j * 4 + i], upper = acc[half][j * 4 + 2 + i];
-        if (x_row >= p.rows) continue;
-        const int64_t at = x_row * p.out_stride;
-        if (p.gate) {
-          if (upper_in) out[at + base / 2 + lane / 4] = from_float<T>(silu(lower) * upper);
-        } else if (p.float_out) {
-          if (lower_in) put(at + row, lower + lower_bias);
-          if (upper_in) put(at + row + 8, upper + upper_bias);
-        } else {
-          if (lower_in) out[at + row] = from_float<T>(lower + lower_bias);
-          if (upper_in) out[at + row + 8] = from_float<T>(upper + upper_bias);
-        }
-      }
+    for (int j = 0; j < N / 4; ++j) {
+      const int x_row = j / 2 * 8 + (lane % 4) * 2 + j % 2;
+      if (x_row >= p.rows) continue;
+      if (lower_in) put(x_row, row, acc[half][j / 2 * 4 + j % 2] + lower_bias);
+      if (upper_in) put(x_row, row + 8, acc[half][j / 2 * 4 + 2 + j % 2] + upper_bias);
     }
+  }
+}
+
+// The same rows, gated: a thread has a gate and, eight rows on, what it is for.
+template <typename T, int N, bool high>
+__device__ __forceinline__ void write_gated(const StreamParams& p, const float (&acc)[4][N / 2], int first_row, int end_row,
+                                            int thread) {
+  const int lane = thread % 32;
+#pragma unroll
+  for (int half = 0; half < (high ? 2 : 1); ++half) {
+    const int base = first_row + half * 64 + thread / 32 * 16;
+    if (base >= end_row) continue;
+    T* out = static_cast<T*>(p.out) + base / 2 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < N / 4; ++j) {
+      const int x_row = j / 2 * 8 + (lane % 4) * 2 + j % 2;
+      const float gate = acc[half][j / 2 * 4 + j % 2], up = acc[half][j / 2 * 4 + 2 + j % 2];
+      if (x_row < p.rows) out[x_row * p.out_stride] = from_float<T>(silu(gate) * up);
+    }
+  }
+}
+
+// Each way to write has code of its own: a kernel's instructions come from memory again in every step.
+template <typename T, int N, bool high, bool shares>
+__device__ __forceinline__ void write_out(const StreamParams& p, const float (&acc)[4][N / 2], int first_row, int end_row,
+                                          int thread) {
+  if constexpr (shares) {
+    const uint32_t round = round_of(p.channel);
+    each_value<N, high>(p, acc, first_row, end_row, thread, [&](int x_row, int row, float x) {
+      const int64_t at = x_row * p.out_stride + row;
+      static_cast<float*>(p.out)[at] = x;
+      send_share(p.channel, round, at, x);
+    });
+  } else if (p.gate) {
+    write_gated<T, N, high>(p, acc, first_row, end_row, thread);
+  } else if (p.float_out) {
+    each_value<N, high>(p, acc, first_row, end_row, thread,
+                        [&](int x_row, int row, float x) { static_cast<float*>(p.out)[x_row * p.out_stride + row] = x; });
+  } else {
+    each_value<N, high>(p, acc, first_row, end_row, thread, [&](int x_row, int row, float x) {
+      static_cast<T*>(p.out)[x_row * p.out_stride + row] = from_float<T>(x);
+    });
   }
 }
 
 // kColumns: boxes side by side in a stage, so that one holds up to 128 rows of boxes; when it is one, the tile may have more
 // than 64 rows and be two operands.
-template <typename T, int N, int kColumns>
+template <typename T, int N, int kColumns, bool shares>
 __global__ void __launch_bounds__(kThreads, 1)
     stream_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap rows, const StreamParams p) {
   using S = Stage<N, kColumns>;
@@ -105,6 +129,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int begin = blockIdx.x * p.block_rows, end = min(begin + p.block_rows, p.n);
 
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int s = 0; s < p.stages; ++s) barrier_init(&full[s], 1), barrier_init(&empty[s], 4);
     barrier_init_fence();
   }
@@ -123,12 +148,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     };
     // The first turn of the ring: weights now, x once it is there.
     const int early = min(p.stages, p.depth / kColumns);
+#pragma unroll 1
     for (int s = 0; s < early; ++s) load_weights(begin, s * kColumns, s);
     depend();
+#pragma unroll 1
     for (int s = 0; s < early; ++s) load_rows(s * kColumns, s);
     Cursor at{0, 1};
     at.advance(early, p.stages);
     for (int row = begin; row < end; row += p.tile_rows) {
+#pragma unroll 1
       for (int depth = row == begin ? early * kColumns : 0; depth < p.depth; depth += kColumns) {
         barrier_wait(&empty[at.stage], at.turn);
         load_weights(row, depth, at.stage);
@@ -140,7 +168,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   depend();
-  const uint32_t round = p.shares ? round_of(p.channel) : 0;
   const int group = __shfl_sync(~0u, int(threadIdx.x / 128), 0), thread = threadIdx.x % 128;
   constexpr bool kHigh = kColumns == 1;
   // Four sums, so that a product need not wait for the one before: by half of the tile and parity of the step, by box and
@@ -149,6 +176,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Cursor at{group, 0};
   for (int first_row = begin; first_row < end; first_row += p.tile_rows) {
     int read = -1;  // the stage that the products in flight read, given back when the next stage's have been issued
+#pragma unroll 1
     for (int depth = 0; depth < p.depth; depth += kGroups * kColumns) {
       barrier_wait(&full[at.stage], at.turn);
       const uint32_t address = shared_address(ring + at.stage * S::kBytes);
@@ -205,14 +233,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     named_barrier<1>(kGroups * 128);  // the sums are free again
-    if (group == 0) write_out<T, N, kHigh>(p, round, acc, first_row, min(first_row + p.tile_rows, end), thread);
+    if (group == 0) write_out<T, N, kHigh, shares>(p, acc, first_row, min(first_row + p.tile_rows, end), thread);
   }
 }
 
-template <typename T, int N, int kColumns>
+template <typename T, int N, int kColumns, bool shares>
 void go(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor x, StreamParams p) {
   using S = Stage<N, kColumns>;
-  static const bool allowed = (allow_shared(stream_kernel<T, N, kColumns>, device.shared_per_block - 1024), true);
+  static const bool allowed = (allow_shared(stream_kernel<T, N, kColumns, shares>, device.shared_per_block - 1024), true);
   (void)allowed;
   // Whole turns of the groups: what lies beyond the last column reads as zero.
   constexpr int kTurn = kGroups * kColumns;
@@ -223,23 +251,23 @@ void go(cudaStream_t stream, const Device& device, const StreamWeight& weight, T
   const unsigned blocks = unsigned((weight.n + p.block_rows - 1) / p.block_rows);
   // A low tile's operand at the end of the last stage reads the rows and sums behind it, and 8 KB at most.
   const size_t shared = 1024 + size_t(p.stages) * S::kBytes + std::max(S::kSumBytes, 8192);
-  launch(stream, stream_kernel<T, N, kColumns>, dim3(blocks), kThreads, shared,
+  launch(stream, stream_kernel<T, N, kColumns, shares>, dim3(blocks), kThreads, shared,
          make_tensor_map(weight.data, weight.dtype, weight.n, weight.k, weight.k, p.tile_rows, kColumns),
          make_tensor_map(x.data, x.dtype, x.rows, x.cols, x.stride, N, kColumns), p);
 }
 
-template <typename T, int N>
+template <typename T, int N, bool shares>
 void by_tile(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor x, const StreamParams& p) {
-  if (p.tile_rows > 64) return go<T, N, 1>(stream, device, weight, x, p);
-  if (p.tile_rows > 32) return go<T, N, 2>(stream, device, weight, x, p);
-  return go<T, N, kMostColumns>(stream, device, weight, x, p);
+  if (p.tile_rows > 64) return go<T, N, 1, shares>(stream, device, weight, x, p);
+  if (p.tile_rows > 32) return go<T, N, 2, shares>(stream, device, weight, x, p);
+  return go<T, N, kMostColumns, shares>(stream, device, weight, x, p);
 }
 
-template <typename T>
+template <typename T, bool shares>
 void by_rows(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor x, const StreamParams& p) {
-  if (x.rows <= 8) return by_tile<T, 8>(stream, device, weight, x, p);
-  if (x.rows <= 16) return by_tile<T, 16>(stream, device, weight, x, p);
-  return by_tile<T, 32>(stream, device, weight, x, p);
+  if (x.rows <= 8) return by_tile<T, 8, shares>(stream, device, weight, x, p);
+  if (x.rows <= 16) return by_tile<T, 16, shares>(stream, device, weight, x, p);
+  return by_tile<T, 32, shares>(stream, device, weight, x, p);
 }
 
 }  // namespace
@@ -258,7 +286,6 @@ void run(cudaStream_t stream, const Device& device, const StreamWeight& weight, 
   p.n = int(weight.n);
   p.float_out = out.dtype == DType::f32;
   p.gate = after == After::gate;
-  p.shares = channel != nullptr;
   if (channel != nullptr) p.channel = *channel;
   // Rows of a block as a number of equal tiles: the fewest rows to read, and few tiles, since x is read once for each. The
   // number of rows of x must play no part, as the tile decides the order of the sums. Gates and ups alternate by eight rows,
@@ -276,8 +303,12 @@ void run(cudaStream_t stream, const Device& device, const StreamWeight& weight, 
       p.block_rows = int(block_rows);
     }
   }
-  if (x.dtype == DType::bf16) return by_rows<__nv_bfloat16>(stream, device, weight, x, p);
-  by_rows<__half>(stream, device, weight, x, p);
+  auto go = [&](auto shares) {
+    constexpr bool kShares = decltype(shares)::value;
+    if (x.dtype == DType::bf16) return by_rows<__nv_bfloat16, kShares>(stream, device, weight, x, p);
+    by_rows<__half, kShares>(stream, device, weight, x, p);
+  };
+  channel != nullptr ? go(std::true_type()) : go(std::false_type());
 }
 
 }  // namespace

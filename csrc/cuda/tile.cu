@@ -82,7 +82,9 @@ __global__ void __launch_bounds__(kGroups * 128 + 64, 1)
   const int weight_bytes = p.tile_rows * 128;
 
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int s = 0; s < p.stages; ++s) barrier_init(&weights_full[s], 1), barrier_init(&weights_empty[s], kGroups * 4);
+#pragma unroll 1
     for (int s = 0; s < kRowStages; ++s) barrier_init(&rows_full[s], 1), barrier_init(&rows_empty[s], kGroups * 4);
     barrier_init_fence();
   }
@@ -94,6 +96,7 @@ __global__ void __launch_bounds__(kGroups * 128 + 64, 1)
       const uint64_t once = policy_evict_first();
       Place at{0, 1};  // a fresh ring is empty: the first waits pass
       for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+#pragma unroll 1
         for (int box = first_box; box < end_box; ++box) {
           barrier_wait(&weights_empty[at.stage], at.turn);
           barrier_expect(&weights_full[at.stage], uint32_t(weight_bytes));
@@ -105,6 +108,7 @@ __global__ void __launch_bounds__(kGroups * 128 + 64, 1)
       depend();
       Place at{0, 1};
       for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+#pragma unroll 1
         for (int box = first_box; box < end_box; ++box) {
           barrier_wait(&rows_empty[at.stage], at.turn);
           barrier_expect(&rows_full[at.stage], kRowBytes);
@@ -123,6 +127,7 @@ __global__ void __launch_bounds__(kGroups * 128 + 64, 1)
   float acc[N / 2];
   Place w_at, x_at;
   for (int tile = first_tile; tile < p.tiles; tile += tile_step) {
+#pragma unroll 1
     for (int box = first_box; box < end_box; ++box) {
       barrier_wait(&weights_full[w_at.stage], w_at.turn);
       barrier_wait(&rows_full[x_at.stage], x_at.turn);

@@ -103,6 +103,7 @@ __device__ __forceinline__ uint32_t used_before(const Channel& channel, uint32_t
 // adds them up.
 __device__ __forceinline__ void send_share(const Channel& channel, uint32_t round, int64_t at, float x) {
   const uint32_t bits = __float_as_uint(x + 0.f);  // no -0 travels
+#pragma unroll 1
   for (int p = 0; p < channel.world - 1; ++p) {
     send(reinterpret_cast<uint32_t*>(channel.at(p + int(p >= channel.rank), round)) + at, bits);
   }
