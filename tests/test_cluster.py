@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import nodes
+from cluster import nodes, processes
 from cluster.control_plane import ControlPlane
 from cluster.nodes import Node
-from cluster.processes import Processes
+from cluster.processes import ClusterError, Processes, wait_for
 
 CONTROLLERS = ("cpu", "cpuset", "memory", "pids")
 
@@ -59,3 +59,9 @@ def test_members_are_found_and_groups_removed(groups: Path, root: str) -> None:
     for group in (inner, inner.parent, groups / root):
         nodes._remove_group(group)
     assert not (groups / root).exists()
+
+
+def test_patience_multiplies_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 0.001)
+    with pytest.raises(ClusterError, match=r"it is there not within 0\.06 s"):
+        wait_for("it is there", lambda: False, 60)

@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# Multiplies every time limit: for machines that are emulated, or have much else to do.
+PATIENCE = float(os.environ.get("CLUSTER_PATIENCE") or 1)
+
 
 class ClusterError(Exception):
     """The cluster can't be built or started; the text says what to do about it."""
@@ -94,7 +97,8 @@ def start_time(pid: int) -> str:
 
 
 def wait_for(what: str, check: Callable[[], bool], seconds: float, detail: Callable[[], str] | None = None) -> None:
-    """Waits until `check` holds. Raises ClusterError naming `what` after `seconds`."""
+    """Waits until `check` holds. Raises ClusterError naming `what` after `seconds`, times PATIENCE."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while not check():
         if time.monotonic() > deadline:
@@ -103,7 +107,10 @@ def wait_for(what: str, check: Callable[[], bool], seconds: float, detail: Calla
 
 
 def run(*command: str | Path, seconds: float = 60, given: str | None = None, check: bool = True) -> str:
-    """Runs a command to its end and returns its output. Raises ClusterError with what it said when it fails."""
+    """Runs a command to its end and returns its output. Raises ClusterError with what it said when it fails.
+
+    It is ended after `seconds`, times PATIENCE."""
+    seconds *= PATIENCE
     try:
         done = subprocess.run(
             [str(word) for word in command], capture_output=True, text=True, timeout=seconds, input=given

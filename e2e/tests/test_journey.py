@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from e2e_support import ROOT, SYSTEM
 from e2e_support.callers import nothing_failed, traffic
-from e2e_support.deployment import ADDED, CHART, MD, OPERATOR, deployment, older_chart
+from e2e_support.deployment import ADDED, CHART, MD, MEMORY, OPERATOR, deployment, older_chart
 from e2e_support.kube import Kube
 from e2e_support.shelf import Shelf
 from e2e_support.weights import WeightServer
@@ -60,7 +60,7 @@ def known_fields(kube: Kube) -> dict[str, Any]:
 
 def test_install(kube: Kube, tmp_path: Path) -> None:
     chart = older_chart(tmp_path)  # upgraded later on
-    said = kube.helm("install", "oarlock", chart, "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    said = kube.helm(SYSTEM, "install", "oarlock", chart)
     assert ADDED not in known_fields(kube)
     assert "kubectl apply -f examples/smollm2.yaml" in said
 
@@ -101,6 +101,13 @@ def test_a_chat_streams_through_the_service(kube: Kube) -> None:
     with traffic(kube, threads=1) as counts:
         pass
     nothing_failed(counts)
+
+
+def test_the_memory_limit_is_the_kernels(kube: Kube) -> None:
+    """Of cgroups of both versions."""
+    read = "cd /sys/fs/cgroup; cat memory.max 2>/dev/null || cat memory/memory.limit_in_bytes"
+    pod = kube.pods(MD)[0]["metadata"]["name"]
+    assert int(kube.kubectl("exec", pod, "-c", "server", "--", "sh", "-c", read)) == MEMORY
 
 
 @pytest.mark.conformance(31, 32)
@@ -248,9 +255,7 @@ def test_a_restarted_api_server_loses_nothing(kube: Kube, cluster: Cluster | Non
 
 def test_upgrade(kube: Kube) -> None:
     before = kube.uids(MD)
-    kube.helm(
-        "upgrade", "oarlock", CHART, "--namespace", SYSTEM, "--set", "logLevel=debug", "--wait", "--timeout", "120s"
-    )
+    kube.helm(SYSTEM, "upgrade", "oarlock", CHART, "--set", "logLevel=debug")
     assert kube.uids(MD) == before
     assert ADDED in known_fields(kube)
 
@@ -267,7 +272,7 @@ def test_delete_takes_everything(kube: Kube) -> None:
 def test_uninstall_leaves_nothing_hanging(kube: Kube, weights: WeightServer) -> None:
     kube.apply(deployment(weights.url))
     kube.until("it has our finalizer", lambda: kube.get("modeldeployment", MD)["metadata"].get("finalizers"), 30)
-    kube.helm("uninstall", "oarlock", "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    kube.helm(SYSTEM, "uninstall", "oarlock")
     kube.kubectl("delete", "modeldeployment", MD, "--timeout=30s")
     left = kube.run("kubectl", "-n", SYSTEM, "get", "all,serviceaccounts,roles,rolebindings,leases", "-o", "name")
     assert not [name for name in left.split() if "oarlock" in name]

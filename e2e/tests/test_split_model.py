@@ -31,12 +31,12 @@ MODULES = ("engine_process", "worker_process")  # by rank
 def installed(kube: Kube, weights: WeightServer) -> Iterator[None]:
     """The chart, and a ModelDeployment of two nodes that serves."""
     weights.missing, weights.rate = False, 200_000_000
-    kube.helm("install", "oarlock", CHART, "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    kube.helm(SYSTEM, "install", "oarlock", CHART)
     kube.apply(deployment(weights.url, parallelism={"nodes": 2}))
     kube.until("two ranks serve", lambda: kube.ready(MD) and len(kube.pods(MD)) == 2, 180)
     yield
     kube.kubectl("delete", "modeldeployment", MD, "--timeout=90s")
-    kube.helm("uninstall", "oarlock", "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    kube.helm(SYSTEM, "uninstall", "oarlock")
 
 
 def by_rank(kube: Kube) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def test_install_for_one_namespace(kube: Kube) -> None:
     kube.run("kubectl", "wait", f"crd/{MONITORS}", "--for=condition=Established", "--timeout=30s")
     kube.run("kubectl", "create", "namespace", OTHERS, check=False)
     flags = [word for value in VALUES for word in ("--set", value)]
-    kube.helm("install", "oarlock", CHART, "--namespace", SYSTEM, *flags, "--wait", "--timeout", "120s")
+    kube.helm(SYSTEM, "install", "oarlock", CHART, *flags)
 
 
 def test_the_operator_has_no_rights_elsewhere(kube: Kube) -> None:
@@ -63,7 +63,7 @@ def test_it_serves_in_that_namespace_alone(kube: Kube, weights: WeightServer) ->
 def test_it_leaves_nothing(kube: Kube) -> None:
     kube.kubectl("delete", "modeldeployment", MD, "--timeout=90s")
     kube.until("its policy is gone", lambda: not kube.get("networkpolicies")["items"], 60)
-    kube.helm("uninstall", "oarlock", "--namespace", SYSTEM, "--wait", "--timeout", "120s")
+    kube.helm(SYSTEM, "uninstall", "oarlock")
     kinds = f"all,serviceaccounts,roles,rolebindings,leases,{MONITORS}"
     for namespace in (SYSTEM, NAMESPACE):
         left = kube.run("kubectl", "-n", namespace, "get", kinds, "-o", "name").split()

@@ -11,6 +11,7 @@ from e2e_support import ROOT
 MD = "smollm2"
 CHART = str(ROOT / "charts" / "oarlock")
 OPERATOR = "oarlock-operator"
+MEMORY = 1536 << 20  # the limit of a pod, in bytes
 ADDED = "schedulerName"  # a field of spec.scheduling that an older chart's definition doesn't have
 
 
@@ -23,6 +24,7 @@ def deployment(source: str, **spec: Any) -> dict[str, Any]:
         "spec": {
             "model": {"source": source, "name": "SmolLM2"},
             "server": {"maxSequences": 16, "threads": 1, "kvMemory": "256Mi"},
+            "resources": {"requests": {"memory": "512Mi"}, "limits": {"memory": str(MEMORY)}},
             "drain": {"timeoutSeconds": 30},
             "restart": {"backoffSeconds": 1, "budget": 20},
             **spec,

@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cluster.processes import PATIENCE
 from cluster.versions import bin_dir
+
+_HELM_SECONDS = 120
 
 
 class Kube:
@@ -19,6 +22,7 @@ class Kube:
 
     def run(self, *command: str, given: str | None = None, check: bool = True, seconds: float = 120) -> str:
         """A command's output; AssertionError with what it said when it fails."""
+        seconds *= PATIENCE
         done = subprocess.run(
             command, env=self.environment, input=given, capture_output=True, text=True, timeout=seconds
         )
@@ -28,8 +32,10 @@ class Kube:
     def kubectl(self, *arguments: str, given: str | None = None, check: bool = True, seconds: float = 120) -> str:
         return self.run("kubectl", "-n", self.namespace, *arguments, given=given, check=check, seconds=seconds)
 
-    def helm(self, *arguments: str, seconds: float = 240) -> str:
-        return self.run("helm", *arguments, seconds=seconds)
+    def helm(self, namespace: str, *arguments: str) -> str:
+        """helm's word once all that it did has come to be."""
+        wait = ("--wait", "--timeout", f"{_HELM_SECONDS * PATIENCE:g}s")
+        return self.run("helm", "--namespace", namespace, *arguments, *wait, seconds=2 * _HELM_SECONDS)
 
     def apply(self, body: dict[str, Any], check: bool = True) -> str:
         return self.kubectl("apply", "-f", "-", given=json.dumps(body), check=check)
@@ -66,6 +72,7 @@ class Kube:
 
     def until(self, what: str, check: Callable[[], object], seconds: float = 60) -> float:
         """Waits until `check` holds; returns the seconds that took."""
+        seconds *= PATIENCE
         begin = time.monotonic()
         while not check():
             if time.monotonic() - begin > seconds:
