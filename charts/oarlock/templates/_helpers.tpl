@@ -61,5 +61,5 @@ seccompProfile: {type: RuntimeDefault}
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, patch]
 {{- end }}

@@ -146,6 +146,9 @@ def _piece(schema: Mapping[str, Any], annotation: Any, definitions: Mapping[str,
     if "$ref" in schema and model is not None:
         return _object(model, definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
     if found.get("x-kubernetes-int-or-string"):
+        # What holds for either kind is said beside both: a pattern is for texts alone, a minimum for numbers.
+        for choice in schema["anyOf"]:
+            found |= {key: choice[key] for key in _KEPT if key in choice}
         found.pop("type", None)
         found["anyOf"] = [{"type": "integer"}, {"type": "string"}]
     elif found.get("type") == "array":

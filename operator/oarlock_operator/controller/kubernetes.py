@@ -115,7 +115,7 @@ class KubernetesCluster:
             self._store.put(await self._api.create(body))
             self._refused.pop(key, None)
         except ApiError as error:
-            if error.status in (403, 422):
+            if error.status in (400, 403, 422):
                 self._refused[key] = str(error)
             if error.status != 409:
                 raise

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from oarlock_operator.api.spec import ModelDeploymentSpec
 from oarlock_operator.api.status import Condition, ConditionStatus, ConditionType, DownloadProgress, Group, Member
-from oarlock_operator.decide.members import image_trouble
+from oarlock_operator.decide.members import start_trouble
 from oarlock_operator.decide.restarts import exhausted
 from oarlock_operator.render.volumes import downloads
 
@@ -146,8 +146,8 @@ def _obstacle(facts: Facts) -> tuple[str, str]:
         for member in group.members:
             if member.state == "Pending" and member.message:
                 return "InsufficientCapacity", f"{member.pod} fits on no node: {member.message}"
-            if image_trouble(member):
-                return "ImagePullFailed", f"{member.pod}: {member.message}"
+            if trouble := start_trouble(member):
+                return trouble, f"{member.pod}: {member.message}"
             if member.state == "DownloadFailed":
                 return "DownloadFailed", f"{member.pod}: {member.message}"
     for state, (reason, words) in _WORDS.items():
@@ -196,7 +196,8 @@ def _model_cached(facts: Facts) -> Verdict:
         return Verdict("ModelCached", "True", "Provided", f"the model is at {source} in the pods")
     for member in facts.members:
         if member.state == "DownloadFailed":
-            return Verdict("ModelCached", "False", "DownloadFailed", f"{source}: {member.message}")
+            said = member.message or ""  # its address first, mostly
+            return Verdict("ModelCached", "False", "DownloadFailed", said if source in said else f"{source}: {said}")
     if any(member.state == "Downloading" for member in facts.members):
         summary = facts.download.summary if facts.download is not None else "begun"
         return Verdict("ModelCached", "False", "Downloading", f"{source}: {summary}")
@@ -220,8 +221,8 @@ def _degraded(facts: Facts) -> Verdict:
         if group.state == "Waiting":
             return Verdict("Degraded", "True", "RestartBackOff", f"group {group.index}: {group.message}")
     for member in facts.members:
-        if image_trouble(member):
-            return Verdict("Degraded", "True", "ImagePullFailed", f"{member.pod}: {member.message}")
+        if trouble := start_trouble(member):
+            return Verdict("Degraded", "True", trouble, f"{member.pod}: {member.message}")
         if member.state == "DownloadFailed":
             return Verdict("Degraded", "True", "DownloadFailed", f"{member.pod}: {member.message}")
     return Verdict("Degraded", "False", "AsExpected", "")

@@ -65,6 +65,8 @@ def server_trouble(server: Container) -> str:
     return f"the server ended with exit code {server.exit_code}{said}"
 
 
-def image_trouble(found: Member) -> bool:
-    """Whether the image can't be had or the container can't be made."""
-    return found.state == "Pulling" and found.message is not None
+def start_trouble(found: Member) -> str:
+    """The reason when the image can't be had, or the container can't be made from it; "" otherwise."""
+    if found.state != "Pulling" or found.message is None:
+        return ""
+    return "ContainerCreationFailed" if found.message.partition(":")[0] in _CONFIG_TROUBLE else "ImagePullFailed"

@@ -12,7 +12,7 @@ from oarlock_operator.decide.restarts import recent
 from oarlock_operator.decide.round import Round
 
 _PROGRESS_PERIOD = 3.0
-_TOLD_OF_READY = ("DownloadFailed", "ImagePullFailed", "InsufficientCapacity", "PodsRefused")
+_TOLD_OF_READY = ("ContainerCreationFailed", "DownloadFailed", "ImagePullFailed", "InsufficientCapacity", "PodsRefused")
 
 
 def downloading(this: Round) -> tuple[str, ...]:

@@ -84,4 +84,4 @@ class Round:
         self.epoch += 1
         record = Group(index=index, epoch=self.epoch, revision=self.revision, state="Pending", started_time=self.now)
         self.views[index] = self.view(record)
-        self.events.append(Event("GroupCreated", f"group {index} is formed as epoch {self.epoch}"))
+        self.events.append(Event("GroupCreated", f"group {index} is begun as epoch {self.epoch}"))

@@ -9,6 +9,7 @@ from oarlock_operator.api import names
 from oarlock_operator.api.deployment import ModelDeployment
 
 Object = Mapping[str, Any]
+_PROGRAM = "oarlock: "  # what the runtime's last words begin with
 
 
 @dataclass(frozen=True)
@@ -150,4 +151,4 @@ def _container(name: str, status: Object | None) -> Container:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:1000] if lines else ""
+    return lines[-1].removeprefix(_PROGRAM)[:1000] if lines else ""

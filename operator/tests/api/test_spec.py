@@ -28,6 +28,7 @@ BAD = [
     ({"model": {"source": "/m", "cache": {"claimName": "a", "storageClassName": "b", "size": "1Gi"}}}, "not both"),
     ({"model": {"source": "/m", "speculative": {"method": "mtp"}}}, "is not available"),
     ({"server": {"kvCacheDtype": "int8"}}, "kvCacheDtype int8 is not available"),
+    ({"resources": {"limits": {"memory": "1Gigi"}}}, "spec.resources.limits.memory"),
     ({"server": {"kvMemory": "500m"}}, "spec.server.kvMemory"),
     ({"server": {"kvMemory": "65Ti"}}, "server.kvMemory must be at most 64Ti"),
     ({"server": {"dtype": "float16"}}, "float16 needs GPUs"),

@@ -151,6 +151,7 @@ BAD_SPECS = [
     ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, "no group could ever be replaced"),
     ({"sharedMemory": "1Gi", "parallelism": {"gpusPerNode": 1}}, "sharedMemory must be at least 5Gi with GPUs"),
     ({"server": {"maxContext": 10, "maxOutputTokens": 20}}, "must not exceed server.maxContext"),
+    ({"resources": {"limits": {"memory": "1Gigi"}}}, "spec.resources.limits.memory in body should match"),
     ({"replicas": -1}, "should be greater than or equal to 0"),
 ]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from operator_support.world import World
 
 from oarlock_operator.decide.snapshot import Progress
@@ -111,15 +112,25 @@ def test_a_failed_download_tells_what_happened_and_recovers() -> None:
     assert world.condition("Ready").status == "True" and world.group(0).restarts == 0
 
 
-def test_image_trouble_is_said() -> None:
+@pytest.mark.parametrize(
+    ("waiting", "reason"),
+    [
+        ("ImagePullBackOff", "ImagePullFailed"),
+        ("ErrImagePull", "ImagePullFailed"),
+        ("CreateContainerConfigError", "ContainerCreationFailed"),
+        ("RunContainerError", "ContainerCreationFailed"),
+    ],
+)
+def test_what_keeps_a_container_from_starting_is_said(waiting: str, reason: str) -> None:
     world = World()
     world.run(2)
     pod = world.pods["llm-0-e1-0"]
-    trouble = replace(pod.init[0], waiting_reason="ImagePullBackOff", waiting_message="no such image")
+    trouble = replace(pod.init[0], waiting_reason=waiting, waiting_message="no such thing")
     world.alter(pod.name, node="n0", init=(trouble, *pod.init[1:]))
     world.reconcile()
-    assert world.condition("Ready").reason == "ImagePullFailed"
-    assert "no such image" in world.condition("Ready").message
+    for kind in ("Ready", "Degraded"):
+        assert world.condition(kind).reason == reason and "no such thing" in world.condition(kind).message
+    assert world.reasons().count(reason) == 1
 
 
 def test_scaled_to_zero_is_ready() -> None:
