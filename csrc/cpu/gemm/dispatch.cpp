@@ -153,7 +153,7 @@ struct Plan {
     // Tiles: sums rest between parts of a long k, for kMaxRows rows; otherwise they leave at once, for any number.
     int64_t most = deep_kernel ? (long_k ? kMaxRows : std::min<int64_t>(fitting, 1024)) : std::min<int64_t>(fitting, kMaxRows);
     most = std::max<int64_t>(most, 32);
-    draws_on = deep_kernel && kernel.layout != Layout::bf16 && a.rows <= 16;
+    draws_on = kernel.layout != Layout::bf16 && kernel.layout != Layout::f32 && a.rows <= 16;
     const bool held =
         a.in_place || (is_spans(kernel.layout) && deep_kernel && a.rows > kNearRows && opens_whole(kernel.layout, a.k));
     if (held) {

@@ -65,10 +65,11 @@ __attribute__((noinline)) void span_block(const SpanJob& job) {
 
 // R rows by all panels of a piece.
 template <class Policy, int R>
-void span_row(SpanJob job, int panels) {
-  for (int panel = 0, width; panel < panels; panel += width) {
-    const int left = panels - panel;
+void span_row(SpanJob job, const Product& product) {
+  for (int panel = 0, width; panel < product.panels; panel += width) {
+    const int left = product.panels - panel;
     width = 1;
+    if (R == 1) job.next = following(product, panel, left >= 4 ? 4 : left >= 2 ? 2 : 1);
     if constexpr (R * 4 <= Policy::kBlocks) {
       if (left >= 4) width = 4, span_block<Policy, R, 4>(job);
     }
@@ -106,11 +107,11 @@ void span_product(const Product& product) {
       job.weights = product.weights;
       job.c = product.c + row * kStride;
       if constexpr (kHeight >= 4) {
-        if (height == 4) span_row<Policy, 4>(job, product.panels);
-        if (height == 3) span_row<Policy, 3>(job, product.panels);
+        if (height == 4) span_row<Policy, 4>(job, product);
+        if (height == 3) span_row<Policy, 3>(job, product);
       }
-      if (height == 2) span_row<Policy, 2>(job, product.panels);
-      if (height == 1) span_row<Policy, 1>(job, product.panels);
+      if (height == 2) span_row<Policy, 2>(job, product);
+      if (height == 1) span_row<Policy, 1>(job, product);
       if (job.complete) finish(product, row, height, 0, product.panels, job.c, kStride);
       row += height;
     }
