@@ -176,6 +176,8 @@ class Ops {
   virtual void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) = 0;
   // out = x w^T (+ bias[n]). out's dtype is its own: float32 for logits.
   virtual void linear(Tensor out, Tensor x, const Weight& w, const float* bias) = 0;
+  // linear of a result that nothing but the next call's rope_and_cache sees: it may be kept elsewhere, in a better form.
+  virtual void linear_to_rope(Tensor qkv, Tensor x, const Weight& w, const float* bias) { linear(qkv, x, w, bias); }
   // out = silu(x gate^T) * (x up^T); out has n/2 columns.
   virtual void gated_linear(Tensor out, Tensor x, const Weight& w) = 0;
   // On qkv rows [heads*D | kv_heads*D | kv_heads*D]: optional per-head RMS norm of q and k (weights [D] or null), rotation of

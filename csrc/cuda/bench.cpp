@@ -81,8 +81,8 @@ struct Bench {
   Bench(const char* name, double bandwidth, double rate, const ModelConfig& shape)
       : bandwidth(bandwidth), rate(rate), config(shape) {
     limits = {8192, 256, 256, 130, 8320, 256};
-    OpsLimits sizes{limits.max_tokens, limits.max_sequences,    config.heads,
-                    config.head_dim,   2 * int64_t(config.ffn), config.vocab};
+    OpsLimits sizes{limits.max_tokens,  limits.max_sequences,    config.heads, config.head_dim,
+                    config.qkv_width(), 2 * int64_t(config.ffn), config.vocab};
     auto owned = std::make_unique<BenchOps>(sizes, config);
     ops = owned.get();
     std::vector<float> rotary(size_t(limits.max_context) * size_t(config.head_dim), 0.5f), ones(size_t(1) << 17, 1.f);

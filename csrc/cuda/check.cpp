@@ -20,6 +20,7 @@ int main(int count, char** arguments) try {
       limits.max_sequences = 256;
       limits.heads = 32;
       limits.head_dim = 128;
+      limits.qkv_cols = 6144;
       limits.gated_rows = 30000;
       limits.vocab = 128256;
       CudaOps ops(0, type, limits, invariant);

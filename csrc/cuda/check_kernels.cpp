@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "cuda/check.h"
+#include "cuda/elementwise.h"
 #include "cuda/weights.h"
 #ifdef OARLOCK_CUDA_HOPPER
 #include "cuda/panel.h"
@@ -234,7 +235,12 @@ void check_attention(CudaOps& ops, Report& report) {
       batch.block_tables = to_device(tables);
       batch.block_table_stride = table_width;
       Tensor device_qkv = tensor(qkv, type, tokens, width), out = poisoned(type, tokens, c.heads * D);
-      ops.rope_and_cache(device_qkv, shape, device_q, device_k, 1e-6f, device_rotary, cache, batch);
+      if (step % 2 == 1) {  // from float32
+        device_qkv = poisoned(type, tokens, width);
+        rope_and_cache(ops.stream(), device_qkv, to_device(qkv), shape, device_q, device_k, 1e-6f, device_rotary, cache, batch);
+      } else {
+        ops.rope_and_cache(device_qkv, shape, device_q, device_k, 1e-6f, device_rotary, cache, batch);
+      }
       ops.attention(out, device_qkv, shape, cache, batch);
       ops.synchronize();
 

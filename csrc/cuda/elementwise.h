@@ -19,8 +19,9 @@ void gather_rows(cudaStream_t stream, Tensor out, Tensor x, const int32_t* rows)
 void gate(cudaStream_t stream, Tensor out, Tensor x);
 // x += bias, row by row.
 void add_bias(cudaStream_t stream, Tensor x, const float* bias);
-void rope_and_cache(cudaStream_t stream, Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm,
-                    float epsilon, const float* rotary, KvLayer cache, const Batch& batch);
+// sums: q, k and v before they are rounded, in contiguous rows of qkv's width, where they are not read from qkv; q goes there.
+void rope_and_cache(cudaStream_t stream, Tensor qkv, const float* sums, const AttentionShape& shape, const float* q_norm,
+                    const float* k_norm, float epsilon, const float* rotary, KvLayer cache, const Batch& batch);
 
 // ---- the KV cache ----
 // A block of one head is 64 rows of head_dim elements, cut into column groups of 64 elements; a group is 64 rows of 128

@@ -8,6 +8,14 @@
 #include "cuda/weights.h"
 
 namespace oarlock::cuda {
+namespace {
+
+// Up to so many tokens, q, k and v are rounded once, when they have been rotated, and not before as well. Of more, reading them
+// in float32 would take time that shows.
+constexpr int kRotatedInFloat = 128;
+
+}  // namespace
+
 CudaOps::CudaOps(int device, DType dtype, const OpsLimits& limits, bool batch_invariant)
     : device_(open_device(device)), dtype_(dtype), limits_(limits), batch_invariant_(batch_invariant) {
   require(dtype == DType::bf16 || dtype == DType::f16, "CUDA computes in bf16 or f16");
@@ -21,6 +29,7 @@ CudaOps::CudaOps(int device, DType dtype, const OpsLimits& limits, bool batch_in
     sampler_scratch_ = static_cast<float*>(allocate(bytes));
   }
   blas_workspace_ = allocate(BlasGemm::kWorkspaceBytes);
+  sums_ = static_cast<float*>(allocate(size_t(std::min(limits.max_tokens, kRotatedInFloat)) * size_t(limits.qkv_cols) * 4));
   gated_ = allocate(size_t(limits.max_tokens) * size_t(limits.gated_rows) * 2);
 }
 
@@ -154,6 +163,12 @@ void CudaOps::linear(Tensor out, Tensor x, const Weight& w, const float* bias) {
   if (bias != nullptr) add_bias(stream_, out, bias);
 }
 
+void CudaOps::linear_to_rope(Tensor qkv, Tensor x, const Weight& w, const float* bias) {
+  summed_ = !batch_invariant_ && x.rows <= kRotatedInFloat;
+  if (summed_) qkv = {sums_, DType::f32, x.rows, w.n, w.n};
+  linear(qkv, x, w, bias);
+}
+
 void CudaOps::gated_linear(Tensor out, Tensor x, const Weight& w) {
   if (x.rows == 0) return;
   if (product(out, x, w, nullptr, After::gate)) return;
@@ -166,7 +181,8 @@ void CudaOps::gated_linear(Tensor out, Tensor x, const Weight& w) {
 
 void CudaOps::rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
                              const float* rotary, KvLayer cache, const Batch& batch) {
-  cuda::rope_and_cache(stream_, qkv, shape, q_norm, k_norm, epsilon, rotary, cache, batch);
+  const float* sums = std::exchange(summed_, false) ? sums_ : nullptr;
+  cuda::rope_and_cache(stream_, qkv, sums, shape, q_norm, k_norm, epsilon, rotary, cache, batch);
 }
 
 void CudaOps::attention(Tensor out, Tensor qkv, const AttentionShape& shape, KvLayer cache, const Batch& batch) {

@@ -20,6 +20,7 @@ namespace oarlock::cuda {
 struct OpsLimits {
   int max_tokens = 0, max_sequences = 0;  // of one step
   int heads = 0, head_dim = 0;
+  int64_t qkv_cols = 0;
   int64_t gated_rows = 0;  // of the widest gated weight, both halves
   int64_t vocab = 0;       // of the logits that are sampled
 };
@@ -58,6 +59,7 @@ class CudaOps : public Ops {
   void embed(Tensor residual, const Weight& table, const int32_t* token_ids, int64_t first) override;
   void add_norm(Tensor out, Tensor residual, const Tensor* delta, const float* weight, float epsilon) override;
   void linear(Tensor out, Tensor x, const Weight& w, const float* bias) override;
+  void linear_to_rope(Tensor qkv, Tensor x, const Weight& w, const float* bias) override;
   void gated_linear(Tensor out, Tensor x, const Weight& w) override;
   void rope_and_cache(Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm, float epsilon,
                       const float* rotary, KvLayer cache, const Batch& batch) override;
@@ -88,6 +90,8 @@ class CudaOps : public Ops {
   BlasGemm blas_;
   void* blas_workspace_ = nullptr;
   std::unique_ptr<Ranks> ranks_;
+  float* sums_ = nullptr;  // q, k and v of few tokens before they are rotated, [kRotatedInFloat, qkv_cols]
+  bool summed_ = false;    // the last product left them there, not in the tensor that rope_and_cache is given
   void* gated_ = nullptr;  // products of a gated weight before the gate, [max_tokens, gated_rows]
 };
 

@@ -11,9 +11,10 @@ namespace {
 
 struct RopeParams {
   void *qkv, *keys, *values;
+  const float* sums;  // what is read, or null: qkv
   const float *q_norm, *k_norm, *rotary;
   const int32_t *positions, *slots;
-  int64_t stride;
+  int64_t stride, sums_stride;
   int heads, kv_heads, tokens;
   float epsilon;
 };
@@ -21,7 +22,7 @@ struct RopeParams {
 // D / 16 threads a head, each with eight elements of the first half and the eight they are paired with in the second.
 constexpr int kRopeThreads = 128;
 
-template <typename T, int D>
+template <typename T, int D, bool from_sums>
 __global__ void __launch_bounds__(kRopeThreads) rope_kernel(const RopeParams p) {
   constexpr int kLanes = D / 16, kHeadsPerBlock = kRopeThreads / kLanes;
   release_successor();
@@ -29,11 +30,18 @@ __global__ void __launch_bounds__(kRopeThreads) rope_kernel(const RopeParams p) 
   const bool active = head < p.heads + 2 * p.kv_heads;
   const int64_t position = p.positions[token], slot = p.slots[token];
   depend();
-  T* row = static_cast<T*>(p.qkv) + token * p.stride + (active ? head : 0) * D + lane * 8;
+  const int64_t at = (active ? head : 0) * D + lane * 8;  // of the first eight in the row
+  T* row = static_cast<T*>(p.qkv) + token * p.stride + at;
   const bool is_query = head < p.heads, is_value = head >= p.heads + p.kv_heads;
   float a[8], b[8], cosine[8], sine[8];  // all on their way at once
-  load8(a, row);
-  load8(b, row + D / 2);
+  if constexpr (from_sums) {
+    const float* sums = p.sums + token * p.sums_stride + at;
+    load8(a, sums);
+    load8(b, sums + D / 2);
+  } else {
+    load8(a, row);
+    load8(b, row + D / 2);
+  }
   load8(cosine, p.rotary + position * D + lane * 8);
   load8(sine, p.rotary + position * D + D / 2 + lane * 8);
   if (!is_value) {
@@ -87,17 +95,32 @@ void run(cudaStream_t stream, const RopeParams& p, int head_dim) {
     const int per_block = kRopeThreads / lanes;
     launch(stream, kernel, dim3(unsigned(p.tokens), unsigned((heads + per_block - 1) / per_block)), kRopeThreads, 0, p);
   };
-  if (head_dim == 64) return go(rope_kernel<T, 64>, 4);
-  if (head_dim == 128) return go(rope_kernel<T, 128>, 8);
+  const bool from_sums = p.sums != nullptr;
+  if (head_dim == 64) return go(from_sums ? rope_kernel<T, 64, true> : rope_kernel<T, 64, false>, 4);
+  if (head_dim == 128) return go(from_sums ? rope_kernel<T, 128, true> : rope_kernel<T, 128, false>, 8);
   throw InvalidArgument(concat("heads of ", head_dim, " elements have no CUDA kernel; 64 and 128 have"));
 }
 
 }  // namespace
 
-void rope_and_cache(cudaStream_t stream, Tensor qkv, const AttentionShape& shape, const float* q_norm, const float* k_norm,
-                    float epsilon, const float* rotary, KvLayer cache, const Batch& batch) {
-  RopeParams p = {qkv.data,    cache.keys, cache.values, q_norm,         k_norm,       rotary, batch.positions,
-                  batch.slots, qkv.stride, shape.heads,  shape.kv_heads, batch.tokens, epsilon};
+void rope_and_cache(cudaStream_t stream, Tensor qkv, const float* sums, const AttentionShape& shape, const float* q_norm,
+                    const float* k_norm, float epsilon, const float* rotary, KvLayer cache, const Batch& batch) {
+  RopeParams p = {};
+  p.qkv = qkv.data;
+  p.keys = cache.keys;
+  p.values = cache.values;
+  p.sums = sums;
+  p.q_norm = q_norm;
+  p.k_norm = k_norm;
+  p.rotary = rotary;
+  p.positions = batch.positions;
+  p.slots = batch.slots;
+  p.stride = qkv.stride;
+  p.sums_stride = qkv.cols;
+  p.heads = shape.heads;
+  p.kv_heads = shape.kv_heads;
+  p.tokens = batch.tokens;
+  p.epsilon = epsilon;
   if (qkv.dtype == DType::bf16) return run<__nv_bfloat16>(stream, p, shape.head_dim);
   run<__half>(stream, p, shape.head_dim);
 }

@@ -187,7 +187,7 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
         ops_->add_norm(part_normed, part_residual, nullptr, layer.attn_norm, epsilon);
       }
       Tensor part_qkv = rows_of(qkv, first, count);
-      ops_->linear(part_qkv, part_normed, *layer.qkv, layer.qkv_bias);
+      ops_->linear_to_rope(part_qkv, part_normed, *layer.qkv, layer.qkv_bias);
       ops_->rope_and_cache(part_qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache,
                            tokens_of(batch, first, count));
     }

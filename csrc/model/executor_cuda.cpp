@@ -365,8 +365,8 @@ std::unique_ptr<Executor> make_cuda_executor(const ModelConfig& config, const Li
   Limits wide = limits;
   // The whole head is read for each group of rows, so a step's usual rows go at once.
   wide.logits_at_once = std::max(limits.logits_at_once, limits.max_sequences);
-  const cuda::OpsLimits sizes{limits.max_tokens, limits.max_sequences,    config.heads,
-                              config.head_dim,   2 * int64_t(config.ffn), config.vocab};
+  const cuda::OpsLimits sizes{limits.max_tokens,  limits.max_sequences,    config.heads, config.head_dim,
+                              config.qkv_width(), 2 * int64_t(config.ffn), config.vocab};
   auto ops = std::make_unique<cuda::CudaOps>(options.device, options.dtype, sizes, options.batch_invariant);
   if (comm) {
     ops->join(comm, {limits.max_tokens, wide.logit_rows(), config.hidden, options.batch_invariant, config.vocab_starts,
