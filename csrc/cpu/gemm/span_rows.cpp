@@ -88,6 +88,7 @@ Range range_of(const float* values) {
 }
 
 constexpr int kMostGroups = kMostSpan * 2;
+constexpr float kLeastScale = 1e-30f;  // whose inverse is far from infinite
 
 // A span's scale and its groups.
 struct Int4Span {
@@ -105,7 +106,7 @@ Int4Span fit_span(const float* values, int groups) {
                      (ranges[g].greatest - ranges[g].least) / float(kCodes * kMostMultiplier)});
   }
   Int4Span best;
-  if (!(most > 0)) return best;
+  if (!(most > kLeastScale)) return best;
   for (float stretch : {1.0f, 1.05f}) {
     Int4Span span;
     span.scale = most * stretch;
@@ -115,7 +116,7 @@ Int4Span fit_span(const float* values, int groups) {
       Four v[kFours];
       scaled(values + g * kGroup, inverse, v);
       span.groups[g] = fit_group(v, ranges[g].least * inverse, ranges[g].greatest * inverse);
-      span.error += span.groups[g].error * span.scale * span.scale;
+      span.error += span.groups[g].error * stretch * stretch;
     }
     if (span.error < best.error) best = span;
   }
@@ -130,7 +131,9 @@ void write_int8_span(uint8_t* tiles, int column, const float* values, int64_t co
   for (int64_t i = 0; i < count; ++i) tiles[quad_place(i, column)] = uint8_t(nearest_code(values[i], scale, -127, 127));
 }
 
-void write_int4_span(uint8_t* tiles, int column, const float* values, int64_t count) {
+void write_int4_span(uint8_t* tiles, int column, const float* from, int64_t count) {
+  float values[kMostGroups * kGroup];
+  for (int64_t i = 0; i < count; ++i) values[i] = std::isfinite(from[i]) ? from[i] : 0;  // as nearest_code has it
   const Int4Span span = fit_span(values, int(count / kGroup));
   const float inverse = span.scale > 0 ? 1.0f / span.scale : 0.0f;
   std::memcpy(tiles - kSpanScales + column * 4, &span.scale, 4);
