@@ -120,6 +120,10 @@ struct Step {
   void run(const AttentionPiece& piece, TileScratch& scratch) const {
     AttentionTile tile = tile_of(piece);
     kernel.begin(tile, scratch);
+    // Results go to lines that another core may have written last.
+    for (int r = 0; r < tile.rows; ++r)
+      for (int64_t at = 0; at < shape.head_dim * size_of(out.dtype); at += 64)
+        __builtin_prefetch(static_cast<const char*>(tile.out[r]) + at, 1);
     for (int partition = piece.begin; partition < piece.end; ++partition) {
       PartitionBlocks blocks = blocks_of(tile, piece, partition);
       if (piece.split >= 0) {

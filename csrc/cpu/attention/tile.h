@@ -20,9 +20,9 @@ constexpr int kProbabilityStride = kPartitionKeys + 32;
 
 constexpr int whole_groups(int rows) { return (rows + kRowGroup - 1) / kRowGroup * kRowGroup; }
 
-// Result over some keys, for each row: the largest scaled score (base 2), the sum of 2^(score - maximum), and the values
-// weighted so [rows up to a whole group, head_dim]. A row that saw no key has maximum -inf and sum 0, and its out is not
-// defined.
+// Result over some keys, for each row: the largest scaled score (base 2) or one that no other exceeds by far, the sum of
+// 2^(score - maximum), and the values weighted so [rows up to a whole group, head_dim]. A row that saw no key has maximum -inf
+// and sum 0, and its out is not defined.
 struct Partial {
   float* maximum;
   float* sum;

@@ -42,7 +42,7 @@ OARLOCK_INLINE void write_row(const Product& job, bool plain, int row, int panel
     uint16_t* out = static_cast<uint16_t*>(job.out) + row * job.out_stride + panel * kPanel;
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(v[1], v[0]));
   } else if (job.gated) {
-    store(job, (Lanes)gated_value(v[0], v[1]), row, panel / 2 * kPanel);
+    store(job, gated_result(job, v[0], v[1]), row, panel / 2 * kPanel);
   } else {
     alignas(64) float floats[kPair];
     _mm512_store_ps(floats, v[0]);

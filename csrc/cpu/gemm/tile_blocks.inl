@@ -58,7 +58,9 @@ class Finishing {
     c_ += rows * 32;
   }
   uint16_t* out_row(int col) const { return static_cast<uint16_t*>(job_->out) + row_ * job_->out_stride + col; }
-  __m512 gated_row(int row) const { return gated_value(_mm512_load_ps(c_ + row * 32), _mm512_load_ps(c_ + row * 32 + 16)); }
+  __m512 gated_row(int row) const {
+    return rounded_gated_value(_mm512_load_ps(c_ + row * 32), _mm512_load_ps(c_ + row * 32 + 16));
+  }
 
   const Product* job_ = nullptr;
   const float* c_ = nullptr;

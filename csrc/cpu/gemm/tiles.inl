@@ -57,6 +57,24 @@ OARLOCK_INLINE __m512 gated_value(__m512 gate, __m512 up) {
   return _mm512_mul_ps(_mm512_mul_ps(gate, inverse), up);  // a gate that is not a number shows here
 }
 
+// The same to 2e-4, a tenth of what rounding it to bf16 then adds.
+OARLOCK_INLINE __m512 rounded_gated_value(__m512 gate, __m512 up) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  __m512 x = _mm512_mul_ps(gate, _mm512_set1_ps(-1.44269504088896341f));
+  __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
+  __m512 p = _mm512_set1_ps(0.07706563f);
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.22764654f));
+  p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(0.69511644f));
+  p = _mm512_fmadd_ps(p, fraction, one);
+  __m512 below = _mm512_add_ps(_mm512_scalef_ps(p, x), one);  // 1 + e^-gate
+  return _mm512_mul_ps(_mm512_mul_ps(gate, _mm512_rcp14_ps(below)), up);
+}
+
+// Whichever of the two is wanted.
+OARLOCK_INLINE Lanes gated_result(const Product& job, __m512 gate, __m512 up) {
+  return (Lanes)(job.out_dtype == DType::bf16 ? rounded_gated_value(gate, up) : gated_value(gate, up));
+}
+
 // As finish() of epilogue.inl, for any number of rows.
 OARLOCK_INLINE void finish_sums(const Product& job, int first_row, int rows, int panel, int panels, const float* c,
                                 int stride) {
@@ -65,7 +83,8 @@ OARLOCK_INLINE void finish_sums(const Product& job, int first_row, int rows, int
   for (int row = first_row; row < first_row + rows; ++row, c += stride) {
     for (int pair = 0; pair < panels; pair += 2) {
       __m512 gate = _mm512_loadu_ps(c + pair * kPanel), up = _mm512_loadu_ps(c + (pair + 1) * kPanel);
-      store(job, (Lanes)gated_value(_mm512_mul_ps(gate, unit), _mm512_mul_ps(up, unit)), row, (panel + pair) / 2 * kPanel);
+      Lanes value = gated_result(job, _mm512_mul_ps(gate, unit), _mm512_mul_ps(up, unit));
+      store(job, value, row, (panel + pair) / 2 * kPanel);
     }
   }
 }
