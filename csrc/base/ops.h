@@ -81,7 +81,8 @@ struct Batch {
   const int32_t* context_lens = nullptr;  // [sequences] tokens in the cache once this batch is written
   const int32_t* block_tables = nullptr;  // [sequences, block_table_stride] physical blocks, in order
   int block_table_stride = 0;
-  const int32_t* sample_rows = nullptr;  // [rows] tokens whose logits are wanted
+  const int32_t* sample_rows = nullptr;  // [rows] tokens whose logits are wanted, rising
+  bool sampled_only = false;             // attention is wanted for these tokens alone; a device may do all
   // Of a model split over ranks. [rows] 1: the likeliest token is the answer; in host memory, null where only all_plain counts.
   const uint8_t* plain = nullptr;
   bool all_plain = false;  // every row is

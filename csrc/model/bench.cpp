@@ -196,7 +196,9 @@ void bench(Decoder& decoder, TimedOps& ops, const Step& step, double rate) {
   flop[kGateUp] = 4 * passes * hidden * c.ffn;
   flop[kDown] = 2 * passes * hidden * c.ffn;
   flop[kHead] = 2 * outs * hidden * c.vocab;
-  flop[kAttention] = 4 * pairs * queries * c.layers;
+  double wanted = 0;  // of the last layer
+  for (int32_t row : step.rows) wanted += step.positions[size_t(row)] + 1;
+  flop[kAttention] = 4 * (pairs * (c.layers - 1) + wanted) * queries;
   double sum = 0;
   for (double part : flop) sum += part;
   const double total = median(times[kParts]);

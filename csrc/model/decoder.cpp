@@ -191,7 +191,9 @@ void Decoder::forward(const Batch& batch, const Sampling& sampling, const Sample
       ops_->rope_and_cache(part_qkv, shape, layer.q_norm, layer.k_norm, epsilon, rotary_, layer.cache,
                            tokens_of(batch, first, count));
     }
-    ops_->attention(attended, qkv, shape, layer.cache, batch);
+    Batch wanted = batch;
+    wanted.sampled_only = i + 1 == layers_.size();
+    ops_->attention(attended, qkv, shape, layer.cache, wanted);
   }
 
   // Only the rows that are sampled go on through the last layer's feed-forward and the head, a bounded number at a time.

@@ -26,15 +26,37 @@ Range partitions_of(const AttentionShape& shape, const Batch& batch, int first_t
   return {low / kPartitionKeys, last / kPartitionKeys + 1};
 }
 
-// Calls visit(sequence, row, rows, partitions) for each tile; a sequence's last tile, the longest, first.
+// Whether results of some of tokens [first, last] are wanted.
+class Wanted {
+ public:
+  explicit Wanted(const Batch& batch)
+      : begin_(batch.sample_rows),
+        end_(batch.sample_rows + batch.rows),
+        all_(!batch.sampled_only || batch.rows == batch.tokens || !std::is_sorted(begin_, end_)) {}
+
+  bool operator()(int first, int last) const {
+    if (all_) return true;
+    const int32_t* next = std::lower_bound(begin_, end_, first);
+    return next != end_ && *next <= last;
+  }
+
+ private:
+  const int32_t *begin_, *end_;
+  const bool all_;
+};
+
+// Calls visit(sequence, row, rows, partitions) for each tile that is wanted; a sequence's last tile, the longest, first.
 template <typename Visit>
 void for_each_tile(const AttentionShape& shape, const Batch& batch, Visit&& visit) {
   const int group = shape.heads / shape.kv_heads;
+  const Wanted wanted(batch);
   for (int s = 0; s < batch.sequences; ++s) {
-    int rows = (batch.query_starts[s + 1] - batch.query_starts[s]) * group;
+    const int first = batch.query_starts[s];
+    int rows = (batch.query_starts[s + 1] - first) * group;
     for (int row = (rows - 1) / kTileRows * kTileRows; row >= 0 && rows > 0; row -= kTileRows) {
       int count = std::min(kTileRows, rows - row);
-      visit(s, row, count, partitions_of(shape, batch, batch.query_starts[s], row, count));
+      if (!wanted(first + row / group, first + (row + count - 1) / group)) continue;
+      visit(s, row, count, partitions_of(shape, batch, first, row, count));
     }
   }
 }
