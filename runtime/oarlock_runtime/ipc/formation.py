@@ -2,7 +2,8 @@
 
 Runs in the process of every rank before the model loads. A rank of another epoch, or one that would run another model
 or run it otherwise, is refused with a message on both sides; nobody waits longer than the limit, and everybody who came
-learns who did not. Rank 0 listens at one address; messages are JSON over ZeroMQ.
+learns who did not. A rank that can't take part, as its model can't be opened, says so instead, and nobody waits for it.
+Rank 0 listens at one address; messages are JSON over ZeroMQ.
 """
 
 import base64
@@ -17,6 +18,7 @@ from oarlock_runtime.errors import OarlockError
 
 LOG = logging.getLogger(__name__)
 _VERDICT_SECONDS = 5.0  # beyond the limit, for rank 0 to say who is missing
+_EXCUSE_SECONDS = 5.0  # that a rank which can't take part stays to say so
 _ASK_SECONDS = 1.0  # between two tries of a rank that has no answer
 _LINGER_MILLISECONDS = 3000  # for the last answers to leave
 _LONGEST_MESSAGE = 1 << 20
@@ -38,6 +40,15 @@ class Join(msgspec.Struct, tag="join"):
     address: str  # of its communicator, base64
 
 
+class Excuse(msgspec.Struct, tag="excuse"):
+    """A rank's word to rank 0 that it can't take part."""
+
+    rank: int
+    epoch: str
+    name: str
+    reason: str
+
+
 class Formed(msgspec.Struct, tag="formed"):
     """Rank 0's answer once all have come; by rank."""
 
@@ -53,15 +64,15 @@ class Refused(msgspec.Struct, tag="refused"):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a rank knows before it meets the others."""
+    """What a rank knows before it meets the others. One that can't take part may have no facts and no address."""
 
     rank: int
     world: int
     epoch: str
     name: str
-    facts: dict[str, str]
-    address: bytes
     store: str  # HOST:PORT where rank 0 listens
+    facts: dict[str, str] = field(default_factory=dict)
+    address: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +85,7 @@ class Roster:
 
 def form(member: Member, seconds: float) -> Roster:
     """Meets the other ranks; FormationError says who never came, who was refused and why, or what was unreachable."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-    with context.socket(zmq.ROUTER if member.rank == 0 else zmq.DEALER) as socket:
-        socket.setsockopt(zmq.LINGER, _LINGER_MILLISECONDS)
-        socket.setsockopt(zmq.MAXMSGSIZE, _LONGEST_MESSAGE)
-        socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
-        socket.setsockopt(zmq.SNDHWM, _MOST_WAITING)
-        if ":" in member.store.rpartition(":")[0]:
-            socket.setsockopt(zmq.IPV6, 1)
+    with _socket(member) as socket:
         deadline = time.monotonic() + seconds
         formed = (
             _gather(socket, member, deadline, seconds)
@@ -91,6 +95,40 @@ def form(member: Member, seconds: float) -> Roster:
     return Roster(formed.names, [base64.b64decode(address) for address in formed.addresses])
 
 
+def excuse(member: Member, reason: str, seconds: float = _EXCUSE_SECONDS) -> None:
+    """Tells the other ranks that this one can't take part, if they come to hear it within `seconds`."""
+    with _socket(member) as socket:
+        deadline = time.monotonic() + seconds
+        if member.rank == 0:
+            _refuse_all(socket, member, f"rank 0 ({member.name}) can't take part: {reason}", deadline)
+        else:
+            word = msgspec.json.encode(Excuse(member.rank, member.epoch, member.name, reason))
+            socket.connect(f"tcp://{member.store}")
+            _ask(socket, word, deadline)
+
+
+def _socket(member: Member) -> zmq.Socket[bytes]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+    socket = context.socket(zmq.ROUTER if member.rank == 0 else zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, _LINGER_MILLISECONDS)
+    socket.setsockopt(zmq.MAXMSGSIZE, _LONGEST_MESSAGE)
+    socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
+    socket.setsockopt(zmq.SNDHWM, _MOST_WAITING)
+    if ":" in member.store.rpartition(":")[0]:
+        socket.setsockopt(zmq.IPV6, 1)
+    return socket
+
+
+def _ask(socket: zmq.Socket[bytes], word: bytes, deadline: float) -> bytes | None:
+    """Says the word to rank 0 again and again until there is an answer."""
+    while (left := deadline - time.monotonic()) > 0:
+        if socket.poll(0, zmq.POLLOUT):
+            socket.send(word, zmq.NOBLOCK)
+        if socket.poll(int(min(left, _ASK_SECONDS) * 1000)):
+            return socket.recv()
+    return None
+
+
 def _join_of(member: Member) -> Join:
     address = base64.b64encode(member.address).decode()
     return Join(member.rank, member.world, member.epoch, member.name, member.facts, address)
@@ -98,15 +136,11 @@ def _join_of(member: Member) -> Join:
 
 def _join(socket: zmq.Socket[bytes], member: Member, deadline: float) -> Formed:
     socket.connect(f"tcp://{member.store}")
-    word = msgspec.json.encode(_join_of(member))
     started = time.monotonic()
-    while (left := deadline - time.monotonic()) > 0:
-        if socket.poll(0, zmq.POLLOUT):
-            socket.send(word, zmq.NOBLOCK)
-        if not socket.poll(int(min(left, _ASK_SECONDS) * 1000)):
-            continue
+    word = _ask(socket, msgspec.json.encode(_join_of(member)), deadline)
+    if word is not None:
         try:
-            answer = msgspec.json.decode(socket.recv(), type=Formed | Refused)
+            answer = msgspec.json.decode(word, type=Formed | Refused)
         except msgspec.DecodeError as error:
             raise FormationError(f"what answers at {member.store} is no rank 0: {error}") from error
         if isinstance(answer, Refused):
@@ -119,11 +153,38 @@ def _join(socket: zmq.Socket[bytes], member: Member, deadline: float) -> Formed:
     )
 
 
-def _gather(socket: zmq.Socket[bytes], member: Member, deadline: float, seconds: float) -> Formed:
+def _listen(socket: zmq.Socket[bytes], member: Member) -> None:
     try:
         socket.bind(f"tcp://{member.store}")
     except zmq.ZMQError as error:
         raise FormationError(f"rank 0 can't listen at {member.store}: {error.strerror or error}") from error
+
+
+def _receive(socket: zmq.Socket[bytes], member: Member) -> tuple[bytes, Join | Excuse | None]:
+    """Who sent a message, and what it says; None where that is nothing of a rank's."""
+    identity, *frames = socket.recv_multipart()
+    try:
+        return identity, msgspec.json.decode(frames[0] if frames else b"", type=Join | Excuse)
+    except msgspec.DecodeError:
+        LOG.warning("a stranger at %s sent what is no message of a rank", member.store)
+        return identity, None
+
+
+def _refuse_all(socket: zmq.Socket[bytes], member: Member, reason: str, deadline: float) -> None:
+    """Until every other rank has been told, or the deadline."""
+    _listen(socket, member)
+    told: set[int] = set()
+    while len(told) < member.world - 1 and (left := deadline - time.monotonic()) > 0:
+        if not socket.poll(int(left * 1000) + 1):
+            continue
+        identity, word = _receive(socket, member)
+        if word is not None and word.epoch == member.epoch and 0 < word.rank < member.world:
+            socket.send_multipart([identity, msgspec.json.encode(Refused(reason))])
+            told.add(word.rank)
+
+
+def _gather(socket: zmq.Socket[bytes], member: Member, deadline: float, seconds: float) -> Formed:
+    _listen(socket, member)
     mine = _join_of(member)
     came: dict[int, tuple[bytes, Join]] = {0: (b"", mine)}
 
@@ -140,11 +201,16 @@ def _gather(socket: zmq.Socket[bytes], member: Member, deadline: float, seconds:
             reason = f"{absent} never came within {seconds:.0f} s; there were {present}"
             tell_all(Refused(reason))
             raise FormationError(reason)
-        identity, *frames = socket.recv_multipart()
-        try:
-            join = msgspec.json.decode(frames[0] if frames else b"", type=Join)
-        except msgspec.DecodeError:
-            LOG.warning("a stranger at %s sent what is no message of a rank", member.store)
+        identity, join = _receive(socket, member)
+        if join is None:
+            continue
+        if isinstance(join, Excuse):
+            if join.epoch == mine.epoch and 0 < join.rank < mine.world:
+                came.pop(join.rank, None)
+                reason = f"rank {join.rank} ({join.name}) can't take part: {join.reason}"
+                socket.send_multipart([identity, msgspec.json.encode(Refused(reason))])
+                tell_all(Refused(reason))
+                raise FormationError(reason)
             continue
         reason, fatal = _objection(mine, join)
         if reason:

@@ -1,8 +1,11 @@
 """Opens and loads the model that the settings name. Runs in the engine process and in the workers of a split model."""
 
+import contextlib
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +14,7 @@ from oarlock_runtime.engine.executor import CoreExecutor, ExecutorOptions, load_
 from oarlock_runtime.engine.plan import BLOCK_TOKENS
 from oarlock_runtime.engine.ranks import Ranks, open_comm, require_devices
 from oarlock_runtime.errors import OarlockError
-from oarlock_runtime.ipc.formation import Member, form
+from oarlock_runtime.ipc.formation import FormationError, Member, excuse, form
 from oarlock_runtime.models.checkpoint import Checkpoint, open_checkpoint
 from oarlock_runtime.models.dummy import open_dummy
 from oarlock_runtime.models.loading import LoadProgress
@@ -25,9 +28,31 @@ _log = logging.getLogger("oarlock.engine")
 
 def open_model(settings: Settings, place: Place, rank: int) -> Checkpoint:
     """The model as that rank needs it; of files that were cut for as many ranks, its own."""
-    if settings.load_format == "dummy":
-        return open_dummy(settings.model)
-    return open_checkpoint(settings.model, settings.paddle_packing, rank, place.world)
+    with _or_excused(settings, place, rank):
+        if settings.load_format == "dummy":
+            return open_dummy(settings.model)
+        return open_checkpoint(settings.model, settings.paddle_packing, rank, place.world)
+
+
+@contextlib.contextmanager
+def _or_excused(settings: Settings, place: Place, rank: int) -> Iterator[None]:
+    """Tells the other ranks of an error that keeps this one from coming, so that they need not wait for it."""
+    try:
+        yield
+    except OarlockError as error:
+        if place.split:
+            _log.error("rank %d can't take part: %s", rank, error)
+            with contextlib.suppress(
+                FormationError
+            ):  # somebody else listens there; the error at hand is the one to tell
+                excuse(_member(settings, place, rank), str(error))
+        raise
+
+
+def _member(settings: Settings, place: Place, rank: int) -> Member:
+    host = place.addresses[0]
+    store = f"[{host}]:{settings.group_port}" if ":" in host else f"{host}:{settings.group_port}"
+    return Member(rank, place.world, settings.group_epoch, place.name_of(rank), store)
 
 
 def context_of(settings: Settings, longest: int) -> int:
@@ -46,24 +71,19 @@ def join_ranks(settings: Settings, checkpoint: Checkpoint, place: Place, rank: i
     """
     if not place.split:
         return None
-    if settings.device == "cuda":
-        require_devices(len(place.local_ranks), f"MP_NUM={place.world} over MP_NNODE={len(place.addresses)}")
     control.send("loading", what=f"waiting for the other ranks of {place.world}", share=0.0)
-    host = place.addresses[0]
-    store = f"[{host}]:{settings.group_port}" if ":" in host else f"{host}:{settings.group_port}"
     begin = time.monotonic()
+    with _or_excused(settings, place, rank):
+        if settings.device == "cuda":
+            require_devices(len(place.local_ranks), f"MP_NUM={place.world} over MP_NNODE={len(place.addresses)}")
+        facts = _facts(settings, checkpoint)
+        try:
+            comm = open_comm(rank, place.world, settings.start_timeout)
+        except RuntimeError as error:  # from the core
+            raise OarlockError(str(error)) from error
+    member = replace(_member(settings, place, rank), facts=facts, address=comm.address)
+    roster = form(member, settings.formation_timeout)
     try:
-        comm = open_comm(rank, place.world, settings.start_timeout)
-        member = Member(
-            rank,
-            place.world,
-            settings.group_epoch,
-            place.name_of(rank),
-            _facts(settings, checkpoint),
-            comm.address,
-            store,
-        )
-        roster = form(member, settings.formation_timeout)
         comm.connect(roster.addresses, roster.names)
     except (RuntimeError, ConnectionError) as error:  # from the core
         raise OarlockError(str(error)) from error

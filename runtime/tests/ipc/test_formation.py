@@ -7,14 +7,14 @@ import pytest
 import zmq
 from support.served import free_ports
 
-from oarlock_runtime.ipc.formation import FormationError, Member, Roster, form
+from oarlock_runtime.ipc.formation import FormationError, Member, Roster, excuse, form
 
 FACTS = {"model": "abc", "dtype": "bf16"}
 
 
 def members(world: int) -> list[Member]:
     store = f"127.0.0.1:{free_ports(1)[0]}"
-    return [Member(rank, world, "7", f"host-{rank}", FACTS, f"at {rank}".encode(), store) for rank in range(world)]
+    return [Member(rank, world, "7", f"host-{rank}", store, FACTS, f"at {rank}".encode()) for rank in range(world)]
 
 
 def meet(them: list[Member], seconds: float = 10.0) -> list[Roster | FormationError]:
@@ -75,6 +75,30 @@ def test_other_counts_of_ranks_are_refused() -> None:
     first, second = members(2)
     found = meet([first, replace(second, world=3)])
     assert "host-1 counts 3 ranks, rank 0 counts 2" in str(found[0])
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_rank_that_cannot_take_part_keeps_nobody_waiting(absent: int) -> None:
+    them = members(3)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(form, member, 60) for member in them if member.rank != absent]
+        excuse(them[absent], "no model at /models/none")
+        for future in waiting:
+            with pytest.raises(FormationError, match=rf"rank {absent} \(host-{absent}\) can't take part: no model at"):
+                future.result(20)
+
+
+def test_an_excuse_that_nobody_hears_is_given_up() -> None:
+    for member in members(2):
+        excuse(member, "no model", 0.2)
+
+
+def test_a_stranger_excuses_nobody() -> None:
+    them = members(2)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(form, them[0], 20)
+        excuse(replace(them[1], epoch="6"), "no model", 1.5)
+        assert form(them[1], 20) == waiting.result(20)
 
 
 def test_noise_at_the_port_harms_nobody() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,19 @@ def test_files_that_are_cut_otherwise_are_refused_on_both_sides(tiny_model: Path
     with split([tiny_model, second], tmp_path, ready=False) as hosts:
         assert [host.wait(START_SECONDS) for host in hosts] == [1, 1]
         assert all("has files for ranks 2, rank 0 has 1" in host.output for host in hosts)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_that_cannot_open_its_model_tells_the_other(tiny_model: Path, tmp_path: Path, rank: int) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    for weights in broken.glob("*.safetensors"):
+        weights.write_bytes(b"no weights")
+    models = [tiny_model, tiny_model]
+    models[rank] = broken
+    with split(models, tmp_path, ready=False) as hosts:
+        assert [host.wait(START_SECONDS) for host in hosts] == [1, 1]
+        assert f"rank {rank} (127.0.0.{rank + 1}) can't take part: " in hosts[1 - rank].output
 
 
 def call_until_it_fails(host: Served, answers: list[int]) -> None:
