@@ -5,6 +5,7 @@
 // each takes 16 of a block's 64 keys, the first four the even blocks of an item and the others the odd ones, with a running
 // maximum, sum and output of its own; these are merged once an item.
 #include "cuda/attention_decode.cuh"
+#include "cuda/attention_few.h"
 
 namespace oarlock::cuda {
 namespace {
@@ -137,6 +138,7 @@ void launch_decode(cudaStream_t stream, const Device& device, const Params& p, D
 
 void attend_decode(cudaStream_t stream, const Device& device, const AttentionWorkspace& workspace, Tensor out, Tensor qkv,
                    const AttentionShape& shape, KvLayer cache, const Batch& batch, bool batch_invariant) {
+  if (!batch_invariant && are_few(shape, batch)) return attend_few(stream, workspace, out, qkv, shape, cache, batch);
   launch_decode(stream, device, decode_params(device, workspace, out, qkv, shape, cache, batch, batch_invariant), qkv.dtype,
                 shape.head_dim);
 }

@@ -107,21 +107,12 @@ struct State {
   }
 };
 
-// Scores of this warp's 16 keys of the block at shared address `at`, then output += probabilities * values.
+// Scores of 16 keys from first_key on become weights, of the type of the values and as rows of the matrix instruction; what
+// is summed so far shrinks to the new maximum.
 template <typename T, int D, bool wide>
-__device__ __forceinline__ void take_block(const Params& p, State<T, D, wide>& state, uint32_t at, int first_key, int context,
-                                           int lane) {
+__device__ __forceinline__ void weigh(const Params& p, State<T, D, wide>& state, float (&score)[2][4], uint32_t (&weights)[4],
+                                      int first_key, int context, int lane) {
   auto& [q, out, maximum, sum] = state;
-  const int matrix = lane / 8, in_matrix = lane % 8, quarter = first_key % kBlockTokens;
-  float score[2][4] = {};
-#pragma unroll
-  for (int step = 0; step < D / 16; ++step) {
-    uint32_t k[4];
-    const int column = step * 16 + matrix % 2 * 8;
-    load_matrices(k, at + column / 64 * kGroupBytes + swizzled(quarter + matrix / 2 * 8 + in_matrix, column % 64 * 2));
-    mma<T>(score[0], q[step], k[0], k[1]);
-    mma<T>(score[1], q[step], k[2], k[3]);
-  }
   const int oldest = p.window > 0 ? context - p.window : 0;
   if (first_key + 16 > context || first_key < oldest) {
 #pragma unroll
@@ -149,8 +140,29 @@ __device__ __forceinline__ void take_block(const Params& p, State<T, D, wide>& s
 #pragma unroll
     for (int j = 0; j < D / 8; ++j) out[j][r * 2] *= shrink, out[j][r * 2 + 1] *= shrink;
   }
-  const uint32_t weights[4] = {pack2<T>(score[0][0], score[0][1]), wide ? pack2<T>(score[0][2], score[0][3]) : 0u,
-                               pack2<T>(score[1][0], score[1][1]), wide ? pack2<T>(score[1][2], score[1][3]) : 0u};
+  weights[0] = pack2<T>(score[0][0], score[0][1]);
+  weights[1] = wide ? pack2<T>(score[0][2], score[0][3]) : 0u;
+  weights[2] = pack2<T>(score[1][0], score[1][1]);
+  weights[3] = wide ? pack2<T>(score[1][2], score[1][3]) : 0u;
+}
+
+// Scores of this warp's 16 keys of the block at shared address `at`, then output += probabilities * values.
+template <typename T, int D, bool wide>
+__device__ __forceinline__ void take_block(const Params& p, State<T, D, wide>& state, uint32_t at, int first_key, int context,
+                                           int lane) {
+  auto& [q, out, maximum, sum] = state;
+  const int matrix = lane / 8, in_matrix = lane % 8, quarter = first_key % kBlockTokens;
+  float score[2][4] = {};
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+    uint32_t k[4];
+    const int column = step * 16 + matrix % 2 * 8;
+    load_matrices(k, at + column / 64 * kGroupBytes + swizzled(quarter + matrix / 2 * 8 + in_matrix, column % 64 * 2));
+    mma<T>(score[0], q[step], k[0], k[1]);
+    mma<T>(score[1], q[step], k[2], k[3]);
+  }
+  uint32_t weights[4];
+  weigh(p, state, score, weights, first_key, context, lane);
 #pragma unroll
   for (int j = 0; j < D / 16; ++j) {
     uint32_t v[4];

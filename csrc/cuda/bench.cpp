@@ -133,7 +133,7 @@ struct Bench {
       }
       starts.push_back(int(ids.size()));
       contexts.push_back(before + fresh);
-      for (int b = 0; b < limits.max_blocks_per_sequence; ++b) tables.push_back(b < blocks ? s * blocks + b : 0);
+      for (int b = 0; b < blocks; ++b) tables.push_back(s * blocks + b);
       rows.push_back(int(ids.size()) - 1);
     }
     Batch out;
@@ -145,7 +145,7 @@ struct Bench {
     out.query_starts = upload(starts);
     out.context_lens = upload(contexts);
     out.block_tables = upload(tables);
-    out.block_table_stride = limits.max_blocks_per_sequence;
+    out.block_table_stride = blocks;
     out.sample_rows = upload(rows);
     out.settled = fresh == 1;
     return out;

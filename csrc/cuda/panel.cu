@@ -41,7 +41,9 @@ struct Panels {
   int x, weight;
 };
 // The panels of a unit for a block: bands of x, within them the weight, within that x.
+template <Finish finish>
 __device__ __forceinline__ Panels find_panels(const PanelParams& p, int unit, int rank) {
+  if (finish == Finish::add) return {unit % p.x_units, unit / p.x_units};
   if (p.x_units == 1) return {p.share_weight > 1 ? rank : 0, unit};
   const int band_units = p.units / p.x_units * kBand, band = unit / band_units, within = unit % band_units;
   const int high = min(kBand, p.x_units - band * kBand);
@@ -50,7 +52,7 @@ __device__ __forceinline__ Panels find_panels(const PanelParams& p, int unit, in
   return panels;
 }
 
-template <typename T, int N, Finish finish>
+template <typename T, int N, Finish finish, int kSplits>
 __global__ void __launch_bounds__(kThreads, 1)
     panel_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap rows, const PanelParams p) {
   constexpr int kWeightBytes = N * 128, kRowBytes = kRows * 128, kStageBytes = kWeightBytes + kRowBytes;
@@ -58,39 +60,43 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ uint64_t full[kMostStages], weights_empty[kMostStages], rows_empty[kMostStages];
   uint8_t* ring = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(shared) + 1023) & ~uintptr_t(1023));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int rank = int(blockIdx.x) % p.cluster, first_unit = int(blockIdx.x) / p.cluster, step = int(gridDim.x) / p.cluster;
-  const int split = finish == Finish::add ? rank : 0;
-  const int first_box = p.boxes * split / p.splits, end_box = p.boxes * (split + 1) / p.splits;
+  // Blocks that split the columns have one unit each; what is known here need not be in the code.
+  constexpr bool kAdds = finish == Finish::add;
+  const int share_weight = kAdds ? 1 : p.share_weight, cluster = kAdds ? kSplits : share_weight;
+  const int rank = int(blockIdx.x) % cluster, first_unit = int(blockIdx.x) / cluster, step = int(gridDim.x) / cluster;
+  const int end_unit = kAdds ? first_unit + 1 : p.units;
+  const int split = kAdds ? rank : 0;
+  const int first_box = p.boxes * split / kSplits, end_box = p.boxes * (split + 1) / kSplits;
 
   if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int s = 0; s < p.stages; ++s) {
       barrier_init(&full[s], 1);
-      barrier_init(&weights_empty[s], kGroups * 4 * p.share_weight);
+      barrier_init(&weights_empty[s], kGroups * 4 * share_weight);
       barrier_init(&rows_empty[s], kGroups * 4);
     }
     barrier_init_fence();
   }
   __syncthreads();
-  if (p.cluster > 1) cluster_arrive();
+  if (cluster > 1) cluster_arrive();
   release_successor();
 
   if (warp >= kGroups * 4) {
     // Neighbours' barriers are ready after this; weights of its own a block may load before.
-    const bool early = warp == kGroups * 4 && p.share_weight == 1;
-    if (p.cluster > 1 && !early) cluster_wait();
+    const bool early = warp == kGroups * 4 && share_weight == 1;
+    if (cluster > 1 && !early) cluster_wait();
     if (warp == kGroups * 4 && lane == 0) {
       const uint64_t policy = policy_evict_first();
-      const int part = N / p.share_weight, from = p.share_weight > 1 ? rank * part : 0;
+      const int part = N / share_weight, from = share_weight > 1 ? rank * part : 0;
       Place at{0, 1};  // a fresh ring is empty: the first waits pass
-      for (int unit = first_unit; unit < p.units; unit += step) {
-        const int row = find_panels(p, unit, rank).weight * N + from;
+      for (int unit = first_unit; unit < end_unit; unit += step) {
+        const int row = find_panels<finish>(p, unit, rank).weight * N + from;
         for (int box = first_box; box < end_box; ++box) {
           barrier_wait(&weights_empty[at.stage], at.turn);
           barrier_expect(&full[at.stage], kStageBytes);
           uint8_t* to = ring + at.stage * kStageBytes + kRowBytes + from * 128;
-          if (p.share_weight > 1) {
-            tensor_load_shared(to, &weights, box, row, &full[at.stage], (1 << p.share_weight) - 1);
+          if (share_weight > 1) {
+            tensor_load_shared(to, &weights, box, row, &full[at.stage], (1 << share_weight) - 1);
           } else if (p.once) {
             tensor_load(to, &weights, box, row, &full[at.stage], policy);
           } else {
@@ -102,8 +108,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     } else if (warp > kGroups * 4 && lane == 0) {
       depend();
       Place at{0, 1};
-      for (int unit = first_unit; unit < p.units; unit += step) {
-        const int row = find_panels(p, unit, rank).x * kRows;
+      for (int unit = first_unit; unit < end_unit; unit += step) {
+        const int row = find_panels<finish>(p, unit, rank).x * kRows;
         for (int box = first_box; box < end_box; ++box) {
           barrier_wait(&rows_empty[at.stage], at.turn);
           tensor_load(ring + at.stage * kStageBytes, &rows, box, row, &full[at.stage]);
@@ -112,13 +118,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     __syncwarp();
-    if (p.cluster > 1 && early) cluster_wait();
-    if (finish == Finish::add) cluster_sync();
-    if (p.cluster > 1) cluster_sync();
+    if (cluster > 1 && early) cluster_wait();
+    if (kAdds) cluster_sync();
+    if (cluster > 1) cluster_sync();
     return;
   }
 
-  if (p.cluster > 1) cluster_wait();
+  if (cluster > 1) cluster_wait();
   depend();
   const int group = __shfl_sync(~0u, int(threadIdx.x / 128), 0);
   float acc[N / 2];
@@ -126,15 +132,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   // groups take turns well enough, and a stage given back at once is worth more.
   constexpr bool kLate = N <= 128;
   auto give_back = [&](int stage) {
-    if (p.share_weight > 1) {
-      if (lane < p.share_weight) barrier_arrive(&weights_empty[stage], lane);
+    if (share_weight > 1) {
+      if (lane < share_weight) barrier_arrive(&weights_empty[stage], lane);
     } else if (lane == 0) {
       barrier_arrive(&weights_empty[stage]);
     }
     if (lane == 0) barrier_arrive(&rows_empty[stage]);
   };
   Place at;
-  for (int unit = first_unit; unit < p.units; unit += step) {
+  for (int unit = first_unit; unit < end_unit; unit += step) {
     int read = -1;
     for (int box = first_box; box < end_box; ++box) {
       barrier_wait(&full[at.stage], at.turn);
@@ -159,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       give_back(read);
     }
 
-    const Panels panels = find_panels(p, unit, rank);
+    const Panels panels = find_panels<finish>(p, unit, rank);
     const int row = panels.x * kRows + group * 64 + warp % 4 * 16 + lane / 4, column = panels.weight * N;
     if constexpr (finish == Finish::gate) {
       write_gated<T, N>(p, acc, row, column, lane);
@@ -174,15 +180,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         sums[j * kPanelThreads] = make_float4(acc[j * 4], acc[j * 4 + 1], acc[j * 4 + 2], acc[j * 4 + 3]);
       }
       cluster_sync();
-      add_and_write<T, N>(p, sums, split, row, column, lane);
+      add_and_write<T, N, kSplits>(p, sums, split, row, column, lane);
     }
   }
-  if (p.cluster > 1) cluster_sync();  // nobody leaves while another may still read its sums or write to its ring
+  if (cluster > 1) cluster_sync();  // nobody leaves while another may still read its sums or write to its ring
 }
 
-template <typename T, int N, Finish finish>
+template <typename T, int N, Finish finish, int kSplits>
 void go(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor x, PanelParams p) {
-  static const bool allowed = (allow_shared(panel_kernel<T, N, finish>, device.shared_per_block - 1024), true);
+  static const bool allowed = (allow_shared(panel_kernel<T, N, finish, kSplits>, device.shared_per_block - 1024), true);
   (void)allowed;
   constexpr int kStageBytes = (N + kRows) * 128;
   p.stages = std::min(kMostStages, kRingBytes / kStageBytes);
@@ -190,10 +196,10 @@ void go(cudaStream_t stream, const Device& device, const StreamWeight& weight, T
   p.x_units = (x_panels + p.share_weight - 1) / p.share_weight;
   p.units = panels * p.x_units;
   p.once = p.x_units == 1;
-  const int clusters = std::min(p.units, device.multiprocessors / p.cluster);
-  require(p.splits == 1 || clusters == p.units, "a product of ", panels, " by ", x_panels, " panels can't be split in ",
-          p.splits);
-  launch_clusters(stream, panel_kernel<T, N, finish>, dim3(unsigned(clusters * p.cluster)), p.cluster, kThreads,
+  const int cluster = kSplits * p.share_weight, clusters = std::min(p.units, device.multiprocessors / cluster);
+  require(kSplits == 1 || clusters == p.units, "a product of ", panels, " by ", x_panels, " panels can't be split in ",
+          kSplits);
+  launch_clusters(stream, panel_kernel<T, N, finish, kSplits>, dim3(unsigned(clusters * cluster)), cluster, kThreads,
                   1024 + size_t(p.stages) * kStageBytes,
                   make_tensor_map(weight.data, weight.dtype, weight.n, weight.k, weight.k, N / p.share_weight, 1),
                   make_tensor_map(x.data, x.dtype, x.rows, x.cols, x.stride, kRows, 1), p);
@@ -208,13 +214,17 @@ template <typename T>
 void by_width(cudaStream_t stream, const Device& device, const StreamWeight& weight, Tensor x, const PanelPlan& plan,
               const PanelParams& p) {
   auto one_of = [&](auto finish, auto... widths) {
-    const bool found = ((plan.width == widths && (go<T, widths, finish>(stream, device, weight, x, p), true)) || ...);
+    const bool found = ((plan.width == widths && (go<T, widths, finish, 1>(stream, device, weight, x, p), true)) || ...);
     if (!found) throw InvalidArgument(concat("no panel of this product is ", plan.width, " rows wide"));
   };
   if (p.gate) {
     return one_of(Finishes<Finish::gate>(), Width<224>(), Width<256>(), Width<192>(), Width<128>(), Width<112>(), Width<96>());
   }
-  if (p.splits > 1) return one_of(Finishes<Finish::add>(), Width<kSplitWidth>());
+  if (plan.splits > 1) {
+    require(plan.width == kSplitWidth, "blocks that split columns have panels of ", kSplitWidth, " rows, not ", plan.width);
+    return plan.splits == 2 ? go<T, kSplitWidth, Finish::add, 2>(stream, device, weight, x, p)
+                            : go<T, kSplitWidth, Finish::add, 4>(stream, device, weight, x, p);
+  }
   one_of(Finishes<Finish::store>(), Width<128>(), Width<96>(), Width<64>());
 }
 
@@ -231,9 +241,7 @@ void panel_product(cudaStream_t stream, const Device& device, const StreamWeight
   p.rows = int(x.rows);
   p.n = int(weight.n);
   p.boxes = int(weight.k / kBoxColumns);
-  p.splits = plan.splits;
   p.share_weight = plan.share_weight;
-  p.cluster = plan.splits * plan.share_weight;
   p.float_out = out.dtype == DType::f32;
   p.gate = after == After::gate;
   if (x.dtype == DType::bf16) return by_width<__nv_bfloat16>(stream, device, weight, x, plan, p);

@@ -14,10 +14,9 @@ struct PanelParams {
   const float* bias;
   int64_t out_stride;
   int rows, n;
-  int boxes;                 // of 64 columns
-  int splits, share_weight;  // see PanelPlan
-  int cluster;               // blocks
-  int x_units, units;        // of work for a cluster: panels of x, or groups of them, and these times the weight's
+  int boxes;           // of 64 columns
+  int share_weight;    // see PanelPlan
+  int x_units, units;  // of work for a cluster: panels of x, or groups of them, and these times the weight's
   int stages;
   bool float_out, gate, once;  // once: nobody reads a box of the weight again
 };
@@ -96,26 +95,26 @@ __device__ __forceinline__ void write_panel(const PanelParams& p, const float (&
 }
 
 // Every block of the cluster has its sums in shared memory; each adds up and writes a share of the columns.
-template <typename T, int N>
+template <typename T, int N, int kSplits>
 __device__ __forceinline__ void add_and_write(const PanelParams& p, const float4* sums, int split, int row, int column,
                                               int lane) {
-  const int end = N / 8 * (split + 1) / p.splits;
-  for (int first = N / 8 * split / p.splits; first < end; first += 2) {
-    float4 part[2][4];  // all on their way before the first is needed
+  constexpr int kMine = N / 8 / kSplits;  // groups of eight columns
+  static_assert(kMine % 2 == 0 && kMine * kSplits == N / 8, "blocks have equal shares, and two groups are added at a time");
+#pragma unroll
+  for (int turn = 0; turn < kMine; turn += 2) {
+    const int first = kMine * split + turn;
+    float4 part[2][kSplits];  // all on their way before the first is needed
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int s = 0; s < 4; ++s) {
-        if (first + i < end && s < p.splits) part[i][s] = load_from(&sums[(first + i) * kPanelThreads], s);
-      }
+      for (int s = 0; s < kSplits; ++s) part[i][s] = load_from(&sums[(first + i) * kPanelThreads], s);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (first + i >= end) continue;
       float4 sum = part[i][0];
 #pragma unroll
-      for (int s = 1; s < 4; ++s) {
-        if (s < p.splits) sum.x += part[i][s].x, sum.y += part[i][s].y, sum.z += part[i][s].z, sum.w += part[i][s].w;
+      for (int s = 1; s < kSplits; ++s) {
+        sum.x += part[i][s].x, sum.y += part[i][s].y, sum.z += part[i][s].z, sum.w += part[i][s].w;
       }
       write_pair<T>(p, row, column + (first + i) * 8 + lane % 4 * 2, sum.x, sum.y);
       write_pair<T>(p, row + 8, column + (first + i) * 8 + lane % 4 * 2, sum.z, sum.w);

@@ -54,6 +54,16 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
       : "memory");
 }
 
+// Whether a barrier's first phase is complete.
+__device__ __forceinline__ bool barrier_has_turned(uint64_t* barrier) {
+  uint32_t turned;
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], 0;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(turned)
+               : "r"(shared_address(barrier))
+               : "memory");
+  return turned != 0;
+}
+
 // L2 policies: weights and old keys pass through once a step and should not push out what is read again.
 __device__ __forceinline__ uint64_t policy_evict_first() {
   uint64_t policy;
@@ -125,6 +135,31 @@ __device__ __forceinline__ float4 load_from(const float4* pointer, int rank) {
                : "memory");
   return v;
 }
+
+__device__ __forceinline__ int64_t clock_cycles() {
+  int64_t now;
+  asm volatile("mov.u64 %0, %clock64;" : "=l"(now));
+  return now;
+}
+
+// How fast a product that waits for its predecessor asks for its first weights. All at once they would be 27 MB, and what the
+// kernels before it read would come after them, microseconds later. When `ready` (of one arrival) is, there is no more waiting.
+class Pace {
+ public:
+  __device__ Pace(int cycles, uint64_t* ready) : cycles_(cycles), ready_(ready), begin_(clock_cycles()) {}
+  // Until the request number `done` is due; false when the predecessor is done before.
+  __device__ __forceinline__ bool wait(int done) const {
+    while (!barrier_has_turned(ready_)) {
+      if (clock_cycles() - begin_ >= int64_t(done) * cycles_) return true;
+    }
+    return false;
+  }
+
+ private:
+  const int cycles_;
+  uint64_t* const ready_;
+  const int64_t begin_;
+};
 
 // Four 8x8 matrices of 16-bit elements: the fragments of mma.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {

@@ -24,6 +24,7 @@ constexpr int kMostColumns = 4;  // boxes side by side in a stage, when the tile
 constexpr int kGroups = 2;       // warpgroups that multiply; with one, arithmetic is no faster than the memory
 constexpr int kThreads = kGroups * 128 + 32;
 constexpr int kMostStages = 12;
+constexpr int kPace = 900;  // cycles for kMostTile rows of a box: what each multiprocessor may have of the memory, and no more
 constexpr int kRingBytes = 214 << 10;  // with the sums; a smaller ring, so that two kernels share a multiprocessor, is slower
 
 struct StreamParams {
@@ -35,6 +36,7 @@ struct StreamParams {
   int depth;                  // boxes of 64 columns of the whole row, whole turns of the groups
   int stages;                 // of the ring, a multiple of kGroups
   bool float_out, gate;
+  int pace;         // cycles from one early request for weights to the next
   Channel channel;  // where the result is shared with the other ranks
 };
 
@@ -94,10 +96,9 @@ __device__ __forceinline__ void write_gated(const StreamParams& p, const float (
 
 // Each way to write has code of its own: a kernel's instructions come from memory again in every step.
 template <typename T, int N, bool high, bool shares>
-__device__ __forceinline__ void write_out(const StreamParams& p, const float (&acc)[4][N / 2], int first_row, int end_row,
-                                          int thread) {
+__device__ __forceinline__ void write_out(const StreamParams& p, uint32_t round, const float (&acc)[4][N / 2], int first_row,
+                                          int end_row, int thread) {
   if constexpr (shares) {
-    const uint32_t round = round_of(p.channel);
     each_value<N, high>(p, acc, first_row, end_row, thread, [&](int x_row, int row, float x) {
       const int64_t at = x_row * p.out_stride + row;
       static_cast<float*>(p.out)[at] = x;
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     stream_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap rows, const StreamParams p) {
   using S = Stage<N, kColumns>;
   extern __shared__ uint8_t shared[];
-  __shared__ uint64_t full[kMostStages], empty[kMostStages];
+  __shared__ uint64_t full[kMostStages], empty[kMostStages], ready;
   uint8_t* ring = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(shared) + 1023) & ~uintptr_t(1023));
   float4* sums = reinterpret_cast<float4*>(ring + p.stages * S::kBytes);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -131,6 +132,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int s = 0; s < p.stages; ++s) barrier_init(&full[s], 1), barrier_init(&empty[s], 4);
+    barrier_init(&ready, 1);
     barrier_init_fence();
   }
   __syncthreads();
@@ -147,9 +149,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       tensor_load(ring + stage * S::kBytes + S::kWeightBytes, &rows, depth, 0, &full[stage]);
     };
     // The first turn of the ring: weights now, x once it is there.
-    const int early = min(p.stages, p.depth / kColumns);
-#pragma unroll 1
-    for (int s = 0; s < early; ++s) load_weights(begin, s * kColumns, s);
+    const int most = min(p.stages, p.depth / kColumns);
+    const Pace pace(p.pace, &ready);
+    int early = 0;
+    do {
+      load_weights(begin, early * kColumns, early);
+      ++early;
+    } while (early < most && pace.wait(early));
     depend();
 #pragma unroll 1
     for (int s = 0; s < early; ++s) load_rows(s * kColumns, s);
@@ -168,6 +174,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   depend();
+  if (threadIdx.x == 0) barrier_arrive(&ready);
+  const uint32_t round = shares ? round_of(p.channel) : 0;
   const int group = __shfl_sync(~0u, int(threadIdx.x / 128), 0), thread = threadIdx.x % 128;
   constexpr bool kHigh = kColumns == 1;
   // Four sums, so that a product need not wait for the one before: by half of the tile and parity of the step, by box and
@@ -233,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     named_barrier<1>(kGroups * 128);  // the sums are free again
-    if (group == 0) write_out<T, N, kHigh, shares>(p, acc, first_row, min(first_row + p.tile_rows, end), thread);
+    if (group == 0) write_out<T, N, kHigh, shares>(p, round, acc, first_row, min(first_row + p.tile_rows, end), thread);
   }
 }
 
@@ -248,6 +256,7 @@ void go(cudaStream_t stream, const Device& device, const StreamWeight& weight, T
   constexpr int kRoom = (kRingBytes - S::kSumBytes) / S::kBytes / kGroups * kGroups;
   static_assert(kRoom >= 2 * kGroups, "a group gives a stage back when it has the next one");
   p.stages = std::min({kMostStages, kRoom, p.depth / kColumns});
+  p.pace = kPace * kColumns * p.tile_rows / kMostTile;
   const unsigned blocks = unsigned((weight.n + p.block_rows - 1) / p.block_rows);
   // A low tile's operand at the end of the last stage reads the rows and sums behind it, and 8 KB at most.
   const size_t shared = 1024 + size_t(p.stages) * S::kBytes + std::max(S::kSumBytes, 8192);

@@ -1,6 +1,7 @@
 // Ranks as processes of this machine, a GPU each (or shared, where there are too few): sums and tokens by peer memory and by
 // NCCL against what they must be, and a rank that never comes. `cuda_ranks_check bench` prints what an exchange costs.
-//   cuda_ranks_check [check|bench|all] [ranks] [peer|nccl|both]
+//   cuda_ranks_check [check|quick|bench|all] [ranks] [peer|nccl|both]
+// quick is the short form for compute-sanitizer.
 #include "cuda/check.h"
 
 #include <sys/mman.h>
@@ -14,7 +15,9 @@
 #include <thread>
 
 #include "cuda/elementwise.h"
+#include "cuda/kernels.h"
 #include "cuda/ranks/ranks.h"
+#include "cuda/weights.h"
 
 namespace oarlock::cuda::check {
 namespace {
@@ -92,6 +95,7 @@ struct Process {
   RanksLimits limits;
   std::unique_ptr<Ranks> ranks;
   Report report;
+  Device device;
 
   int rank() const { return comm->rank(); }
   int world() const { return comm->world(); }
@@ -128,9 +132,10 @@ struct Process {
 void check_sums(Process& p) {
   const int64_t most = 600;
   for (int hidden : {64, 576, 4096, 8192}) {
+    if (p.report.quick && hidden > 576) continue;
     p.limits.exact = hidden == 576;
     p.open(most, 8, hidden, 256);
-    for (int round = 0; round < (hidden > 4096 ? 4 : 24); ++round) {
+    for (int round = 0; round < (hidden > 4096 ? 4 : p.report.quick ? 6 : 24); ++round) {
       const int rows = round % 4 == 3 ? integer(1, int(most)) : integer(1, 40);
       const DType type = round % 2 ? DType::bf16 : DType::f16;
       const size_t count = size_t(rows) * size_t(hidden);
@@ -171,6 +176,66 @@ void check_sums(Process& p) {
   }
 }
 
+// Shares that the product sends as it writes them, in a graph too.
+void check_sent(Process& p) {
+  p.limits.exact = false;
+  for (int hidden : {576, 1536, 4096}) {
+    p.open(40, 8, hidden, 256);
+    for (int rows : {1, 7, 16, 32, 40}) {
+      if (p.report.quick && (hidden != 1536 || rows > 16)) continue;
+      const int k = 64 * integer(4, 5);
+      const size_t count = size_t(rows) * size_t(hidden);
+      std::vector<std::vector<float>> shares;
+      Tensor x;
+      StreamWeight weight{nullptr, DType::bf16, hidden, k};
+      for (int r = 0; r < p.world(); ++r) {
+        std::vector<float> rows_of_x(size_t(rows * k)), rows_of_w(size_t(hidden * k));
+        for (float& v : rows_of_x) v = float(integer(-3, 3));
+        for (float& v : rows_of_w) v = float(integer(-3, 3)) / 8;
+        std::vector<float> share(count);
+        for (int i = 0; i < rows; ++i) {
+          for (int c = 0; c < hidden; ++c) {
+            float sum = 0;
+            for (int j = 0; j < k; ++j) sum += rows_of_x[size_t(i * k + j)] * rows_of_w[size_t(c * k + j)];
+            share[size_t(i) * size_t(hidden) + size_t(c)] = sum;
+          }
+        }
+        shares.push_back(share);
+        if (r != p.rank()) continue;
+        x = tensor(rows_of_x, DType::bf16, rows, k);
+        weight.data = tensor(rows_of_w, DType::bf16, hidden, k).data;
+      }
+      std::vector<float> before = normals(count, 2), scale(size_t(hidden), 1);
+      Tensor residual = tensor(before, DType::f32, rows, hidden), out = poisoned(DType::bf16, rows, hidden);
+      Tensor delta = poisoned(DType::f32, rows, hidden);
+      const float* device_scale = to_device(scale);
+      bool sent = false;
+      auto call = [&] {
+        sent = p.ranks->share(delta, [&](const Channel& channel) {
+          return p.device.kernels->share(p.stream, p.device, weight, delta, x, channel);
+        });
+        if (sent) p.ranks->sum_add_norm(out, residual, delta, device_scale, 1e-5f);
+      };
+      call();
+      p.finish();
+      const std::string what = std::to_string(rows) + " rows of " + std::to_string(hidden) + " sent by a product";
+      p.report.expect(sent == (rows <= 32) || p.device.kernels->name != std::string("hopper"), what + ": whether they are");
+      if (!sent) continue;
+      const Graph graph(p.stream, [&] {
+        for (int i = 0; i < 3; ++i) call();
+      });
+      for (int i = 0; i < 20; ++i) graph.launch(p.stream);
+      p.finish();
+      std::vector<double> sum(before.begin(), before.end());
+      for (size_t i = 0; i < count; ++i)
+        for (const auto& share : shares) sum[i] += 61 * double(share[i]);
+      p.report.close(to_host(residual), sum, 1e-6, what);
+      p.report.expect(p.alike(residual) && p.alike(out), "ranks differ: " + what);
+    }
+    p.ranks.reset();
+  }
+}
+
 void check_tokens(Process& p) {
   const int vocab = 5000, most = 40;
   p.open(8, most, 64, vocab);
@@ -179,7 +244,7 @@ void check_tokens(Process& p) {
   int32_t *token = to_device(nothing), *status = to_device(nothing);
   float* logprob = reinterpret_cast<float*>(to_device(nothing));
   const Sampled sampled{token, logprob, nullptr, nullptr, status};
-  for (int round = 0; round < 40; ++round) {
+  for (int round = 0; round < (p.report.quick ? 4 : 40); ++round) {
     const int rows = integer(1, most);
     std::vector<float> whole = normals(size_t(rows) * vocab, 3), part;
     for (float& x : whole) x = std::round(x * 8) / 8;  // so that there are ties
@@ -234,7 +299,7 @@ void check_tokens(Process& p) {
 void check_graphs(Process& p) {
   const int hidden = 1024, most = 64;
   p.open(most, 8, hidden, 256);
-  for (int round = 0; round < 6; ++round) {
+  for (int round = 0; round < (p.report.quick ? 2 : 6); ++round) {
     const int rows = integer(1, most), calls = integer(1, 7);
     const size_t count = size_t(rows) * hidden;
     std::vector<float> weight(hidden, 1);
@@ -359,12 +424,13 @@ int as_rank(Board& board, int rank, int world, const std::string& what, const st
   int count = 0;
   OARLOCK_CUDA_CHECK(cudaGetDeviceCount(&count));
   if (rank == 0 && count < world) std::printf("%d ranks share %d devices\n", world, count);
-  open_device(rank % count);
+  const Device device = open_device(rank % count);
   int failures = 0;
   for (Transport transport : {Transport::peer, Transport::nccl}) {
     const std::string called = transport == Transport::peer ? "peer" : "nccl";
     if (transports != "both" && transports != called) continue;
-    Process p{comm, transport, nullptr, {}, nullptr, {}};
+    Process p{comm, transport, nullptr, {}, nullptr, {}, device};
+    p.report.quick = what == "quick";
     OARLOCK_CUDA_CHECK(cudaStreamCreateWithFlags(&p.stream, cudaStreamNonBlocking));
     auto run = [&](const char* part, void (*body)(Process&)) {
       const int before = p.report.cases;
@@ -377,11 +443,12 @@ int as_rank(Board& board, int rank, int world, const std::string& what, const st
     };
     if (what != "bench") {
       run("sums", check_sums);
+      if (transport == Transport::peer) run("sent", check_sent);
       run("tokens", check_tokens);
       run("graphs", check_graphs);
       if (transport == Transport::peer) run("absence", check_absence);
     }
-    if (what != "check") run("bench", bench);
+    if (what == "bench" || what == "all") run("bench", bench);
     failures += p.report.failures;
     comm->barrier();
   }

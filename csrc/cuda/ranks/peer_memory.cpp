@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -25,6 +26,12 @@ void put_kernel(Card& card) {
   std::strncpy(card.kernel, id.c_str(), sizeof(card.kernel) - 1);
 }
 
+// Where peer access does not work though it seems to, NCCL has to be told, and so are we.
+bool is_off() {
+  const char* off = std::getenv("NCCL_P2P_DISABLE");
+  return off != nullptr && std::strcmp(off, "1") == 0;
+}
+
 template <typename T>
 std::vector<T> gather_all(Comm& comm, const T& mine) {
   std::vector<T> all(size_t(comm.world()));
@@ -39,7 +46,7 @@ PeerMemory::PeerMemory(Comm& comm, size_t bytes) : rank_(comm.rank()) {
   const bool room = cudaMalloc(reinterpret_cast<void**>(&own_), std::max<size_t>(bytes, 256)) == cudaSuccess;
   Card mine{};
   put_kernel(mine);
-  bool good = room && cudaMemset(own_, 0, bytes) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess &&
+  bool good = room && !is_off() && cudaMemset(own_, 0, bytes) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess &&
               cudaIpcGetMemHandle(&mine.memory, own_) == cudaSuccess;
   const std::vector<Card> cards = gather_all(comm, mine);
   const std::vector<uint8_t> rooms = gather_all(comm, uint8_t(room));

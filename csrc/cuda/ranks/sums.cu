@@ -77,24 +77,52 @@ __global__ void __launch_bounds__(kMostThreads)
   depend();
   const bool counts = blockIdx.x == 0 && threadIdx.x == 0;
   const int64_t begin = counts ? clock64() : 0;
-  const uint32_t round = round_of(channel), used = used_before(channel, round);
   residual += blockIdx.x * stride + c;
   const int64_t at = (int64_t(blockIdx.x) * cols + c) / 8 * kPieces;  // in pieces
+  auto places = [&](int p, uint32_t round) { return channel.from(p + int(p >= rank), round); };
 
+  // What is read first is read at once. Of one peer all three places are looked at before it is known which is this round's.
+  constexpr bool kGuess = travel == Travel::sent && kPeers == 1;
   float mine[8] = {}, v[8] = {};
+  uint4 guess[3][kPieces];
   if (active) {
     load8(mine, delta + int64_t(blockIdx.x) * cols + c);
     if (kNorm) load8(v, residual);
+    if constexpr (kGuess) {
+#pragma unroll
+      for (int place = 0; place < 3; ++place) {
+#pragma unroll
+        for (int i = 0; i < kPieces; ++i) {
+          guess[place][i] = look(reinterpret_cast<const uint4*>(places(0, uint32_t(place))) + at + i);
+        }
+      }
+    }
+  }
+  const uint32_t round = round_of(channel), used = used_before(channel, round);
+  // What the round before used; there is time for it while one waits.
+  bool emptied = false;
+  auto empty = [&] {
+    emptied = true;
+#pragma unroll 1
+    for (int p = 0; p < peers; ++p) {
+      auto* place = reinterpret_cast<uint4*>(places(p, round + 2));
+#pragma unroll 1
+      for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < used; i += gridDim.x * blockDim.x) {
+        place[i] = make_uint4(kEmpty, kEmpty, kEmpty, kEmpty);
+      }
+    }
+  };
+  if (active) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) mine[j] += 0.f;  // no -0 travels
+    uint4 pieces[kPieces];
+    if constexpr (travel == Travel::packed) {
+      pieces[0] = pack(mine);
+      unpack(mine, pieces[0]);  // as the others see it
+    } else {
+      store8(reinterpret_cast<float*>(pieces), mine);
+    }
     if constexpr (travel != Travel::sent) {
-      uint4 pieces[kPieces];
-      if constexpr (travel == Travel::packed) {
-        pieces[0] = pack(mine);
-        unpack(mine, pieces[0]);  // as the others see it
-      } else {
-        store8(reinterpret_cast<float*>(pieces), mine);
-      }
 #pragma unroll
       for (int p = 0; p < kPeers; ++p) {
         if (p >= peers) break;
@@ -104,23 +132,31 @@ __global__ void __launch_bounds__(kMostThreads)
       }
     }
   }
-  __syncthreads();
-  if (threadIdx.x == 0) end_round(channel, round, gridDim.x, gridDim.x * uint32_t(cols) / 8 * kPieces);
-  for (int p = 0; p < peers; ++p) {
-    auto* place = reinterpret_cast<uint4*>(channel.from(p + int(p >= rank), round + 2));
-    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < used; i += gridDim.x * blockDim.x) {
-      place[i] = make_uint4(kEmpty, kEmpty, kEmpty, kEmpty);
-    }
+  // The end of a round waits for an answer: while what has been sent is on its way, or last.
+  const uint32_t uses = gridDim.x * uint32_t(cols) / 8 * kPieces;
+  if constexpr (travel != Travel::sent) {
+    __syncthreads();
+    if (threadIdx.x == 0) end_round(channel, round, gridDim.x, uses);
   }
 
   if (active) {
     uint4 theirs[kPeers][kPieces];
     Wait wait(channel);
-    for (bool whole = false; !whole;) {
+    bool whole = kGuess;
+    if constexpr (kGuess) {
+      const uint32_t place = round % 3;
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        theirs[0][i] = place == 0 ? guess[0][i] : place == 1 ? guess[1][i] : guess[2][i];
+        whole &= has_come(theirs[0][i]);
+      }
+    }
+    if (!whole) empty();
+    while (!whole) {
 #pragma unroll
       for (int p = 0; p < kPeers; ++p) {
         if (p >= peers) break;
-        const auto* from = reinterpret_cast<const uint4*>(channel.from(p + int(p >= rank), round)) + at;
+        const auto* from = reinterpret_cast<const uint4*>(places(p, round)) + at;
 #pragma unroll
         for (int i = 0; i < kPieces; ++i) theirs[p][i] = look(from + i);
       }
@@ -149,20 +185,22 @@ __global__ void __launch_bounds__(kMostThreads)
   }
   if (counts)
     atomicAdd(reinterpret_cast<unsigned long long*>(channel.cycles), static_cast<unsigned long long>(clock64() - begin));
-  if (!kNorm) return;
 
   float sum = 0;
 #pragma unroll
   for (int j = 0; j < 8; ++j) sum += v[j] * v[j];
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  if (kNorm) sum = warp_sum(sum);
+  if (kNorm && threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
   __syncthreads();
-  sum = warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.f);
-  const float scale = rsqrtf(sum / float(cols) + epsilon);
-  if (!active) return;
+  if (kNorm) sum = warp_sum(threadIdx.x % 32 < blockDim.x / 32 ? sums[threadIdx.x % 32] : 0.f);
+  if (kNorm && active) {
+    const float scale = rsqrtf(sum / float(cols) + epsilon);
 #pragma unroll
-  for (int j = 0; j < 8; ++j) v[j] *= scale * w[j];
-  store8(out + blockIdx.x * out_stride + c, v);
+    for (int j = 0; j < 8; ++j) v[j] *= scale * w[j];
+    store8(out + blockIdx.x * out_stride + c, v);
+  }
+  if (!emptied) empty();
+  if (travel == Travel::sent && threadIdx.x == 0) end_round(channel, round, gridDim.x, uses);
 }
 
 __global__ void empty_kernel(uint32_t* words, int64_t count) {

@@ -109,10 +109,12 @@ __device__ __forceinline__ void send_share(const Channel& channel, uint32_t roun
   }
 }
 
-// By one thread of each of `blocks` blocks, once its block has asked for the above: the last one opens the next round.
+// By one thread of each of `blocks` blocks, once its block has read the above: the last one opens the next round.
 __device__ __forceinline__ void end_round(const Channel& channel, uint32_t round, uint32_t blocks, uint32_t used) {
-  if (atomicAdd(&channel.rounds->arrived, 1u) != blocks - 1) return;
-  channel.rounds->arrived = 0;
+  if (blocks > 1) {
+    if (atomicAdd(&channel.rounds->arrived, 1u) != blocks - 1) return;
+    channel.rounds->arrived = 0;
+  }
   channel.rounds->used[round % 3] = used;
   channel.rounds->number = round + 1 == kRounds ? 0 : round + 1;
 }
