@@ -54,10 +54,11 @@ def test_it_serves_in_that_namespace_alone(kube: Kube, weights: WeightServer) ->
     kube.apply(body)
     kube.until("it is ready", lambda: kube.ready(MD), 180)
     assert "status" not in json.loads(kube.run("kubectl", "-n", OTHERS, "get", "md", MD, "-o", "json"))
-    rules = kube.get("networkpolicy", MD)["spec"]["ingress"]
-    selector = {"matchLabels": {"serving.oarlock.dev/deployment": MD}}
-    assert rules[0] == {"from": [{"podSelector": selector}]}
-    assert [port["port"] for port in rules[1]["ports"]] == ["http", "grpc", "metrics", "health"]
+    (rule,) = kube.get("networkpolicy", MD)["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == ["http", "grpc", "metrics", "health"]
+    own = kube.get("networkpolicy", f"{MD}-group-0")["spec"]
+    selector = {"matchLabels": {"serving.oarlock.dev/deployment": MD, "serving.oarlock.dev/group": "0"}}
+    assert own["podSelector"] == selector and own["ingress"] == [{"from": [{"podSelector": selector}]}]
 
 
 def test_it_leaves_nothing(kube: Kube) -> None:

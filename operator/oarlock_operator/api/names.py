@@ -61,6 +61,11 @@ def cache_claim(deployment: str) -> str:
     return f"{deployment}-model"
 
 
+def group_policy(deployment: str, group: int) -> str:
+    """The NetworkPolicy that lets a group's members reach each other."""
+    return f"{deployment}-group-{group}"
+
+
 def hostname(deployment: str, group: int, rank: int) -> str:
     """Stable over epochs, so that logs and names of peers don't change when a group is remade."""
     return f"{deployment}-{group}-{rank}"

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="IMAGE",
                 help=f"the server's for {kind.upper()}s (default {image})",
             )
-        with_pods.add_argument("--network-policy", action="store_true", help="make a NetworkPolicy per deployment")
+        with_pods.add_argument("--network-policy", action="store_true", help="make NetworkPolicies")
     return parser
 
 
@@ -157,7 +157,7 @@ def _render(values: argparse.Namespace) -> int:
 
     _, deployment = _document(values).load()
     settings = _settings(values)
-    objects = standing_objects(deployment, settings)
+    objects = standing_objects(deployment, settings, range(deployment.spec.replicas))
     for group in range(deployment.spec.replicas):
         objects += [
             pod(deployment, group, group + 1, rank, settings) for rank in range(deployment.spec.parallelism.nodes)

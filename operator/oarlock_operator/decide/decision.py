@@ -30,9 +30,9 @@ def decide(snapshot: Snapshot, settings: RenderSettings) -> Decision:
     this = Round(snapshot, settings)
     if names.FINALIZER not in deployment.finalizers:
         this.actions.append(SetFinalizer(True))
-    _repair_standing_objects(this)
     _end_lost_epochs(this)
     _choose_groups(this)
+    _repair_standing_objects(this)
     for view in list(this.views.values()):
         remove_stale(this, view)
         if view.draining:
@@ -61,12 +61,24 @@ def _refuse(snapshot: Snapshot, message: str) -> Decision:
 
 
 def _repair_standing_objects(this: Round) -> None:
-    repairs = repair(standing_objects(this.deployment, this.settings), this.snapshot.objects)
+    repairs = repair(standing_objects(this.deployment, this.settings, sorted(this.views)), this.snapshot.objects)
     this.actions += repairs
     known = this.status.observed_generation == this.deployment.generation
-    if repairs and known and not this.snapshot.unfinished:
-        wrong = ", ".join(sorted({_object_of(action) for action in repairs}))
+    drift = [action for action in repairs if not _comes_or_goes_with_a_group(this, action)]
+    if drift and known and not this.snapshot.unfinished:
+        wrong = ", ".join(sorted({_object_of(action) for action in drift}))
         this.events.append(Event("DriftRepaired", f"not as it should be: {wrong}", "Warning"))
+
+
+def _comes_or_goes_with_a_group(this: Round, action: Action) -> bool:
+    """Whether it is about an object of a group that is new, or no more."""
+    match action:
+        case Apply(body):
+            group = body["metadata"]["labels"].get(names.GROUP_INDEX)
+            return group is not None and int(group) not in {record.index for record in this.status.groups}
+        case Delete(kind, name, _):
+            return names.GROUP_INDEX in this.snapshot.objects[kind, name]["metadata"].get("labels", {})
+    return False
 
 
 def _object_of(action: Action) -> str:

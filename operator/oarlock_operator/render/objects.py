@@ -1,5 +1,6 @@
-"""The objects a deployment has whatever its groups do: Services, disruption budget, claim, network policy."""
+"""The objects a deployment has beside its pods: Services, disruption budget, claim, network policies."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from oarlock_operator.api import names
@@ -8,13 +9,16 @@ from oarlock_operator.render.common import metadata
 from oarlock_operator.render.settings import RenderSettings
 
 
-def standing_objects(deployment: ModelDeployment, settings: RenderSettings) -> list[dict[str, Any]]:
-    """All of them, in the order they are made."""
+def standing_objects(
+    deployment: ModelDeployment, settings: RenderSettings, groups: Iterable[int]
+) -> list[dict[str, Any]]:
+    """All of them, in the order they are made; `groups`: the numbers of those that exist or are about to."""
     found = [leader_service(deployment), members_service(deployment), disruption_budget(deployment)]
     if deployment.spec.model.cache.storage_class_name is not None:
         found.append(cache_claim(deployment))
     if settings.network_policy:
         found.append(network_policy(deployment))
+        found += [group_policy(deployment, group) for group in groups]
     return found
 
 
@@ -91,18 +95,24 @@ def cache_claim(deployment: ModelDeployment) -> dict[str, Any]:
 
 
 def network_policy(deployment: ModelDeployment) -> dict[str, Any]:
-    """Members reach each other on every port, others only what the Service offers."""
-    members = {"matchLabels": {names.DEPLOYMENT: deployment.name}}
+    """Nobody reaches more of a pod than what the Service offers, but for what group_policy adds."""
+    ports = [{"port": name, "protocol": "TCP"} for name, _, _ in names.service_ports()]
+    found = metadata(deployment, deployment.name, "server")
+    return _policy(found, {names.DEPLOYMENT: deployment.name}, {"ports": ports})
+
+
+def group_policy(deployment: ModelDeployment, group: int) -> dict[str, Any]:
+    """Members of a group reach each other on every port: communicators choose theirs."""
+    labels = {names.GROUP_INDEX: str(group)}
+    found = metadata(deployment, names.group_policy(deployment.name, group), "server", **labels)
+    members = {names.DEPLOYMENT: deployment.name, **labels}
+    return _policy(found, members, {"from": [{"podSelector": {"matchLabels": members}}]})
+
+
+def _policy(found: dict[str, Any], pods: dict[str, str], rule: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(deployment, deployment.name, "server"),
-        "spec": {
-            "podSelector": members,
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                {"from": [{"podSelector": members}]},
-                {"ports": [{"port": name, "protocol": "TCP"} for name, _, _ in names.service_ports()]},
-            ],
-        },
+        "metadata": found,
+        "spec": {"podSelector": {"matchLabels": pods}, "policyTypes": ["Ingress"], "ingress": [rule]},
     }

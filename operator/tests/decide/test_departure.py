@@ -7,6 +7,7 @@ from operator_support.world import World
 from oarlock_operator.api import names
 from oarlock_operator.decide.actions import Apply, Delete, Prune
 from oarlock_operator.decide.drift import covers
+from oarlock_operator.render.settings import RenderSettings
 
 
 def test_all_groups_drain_then_the_finalizer_goes() -> None:
@@ -77,3 +78,20 @@ def test_what_the_server_fills_in_is_no_drift() -> None:
     observed = {"spec": {"ports": [{"port": 1, "nodePort": 3}], "storage": "1024Mi", "clusterIP": "10.0.0.1"}}
     assert covers(observed, wanted)
     assert not covers({"spec": {"ports": [{"port": 2}], "storage": "1Gi"}}, wanted)
+
+
+def test_a_group_has_a_policy_as_long_as_it_is_there() -> None:
+    world = World(drain={"timeoutSeconds": 20})
+    world.settings = RenderSettings(network_policy=True)
+    world.run(5)
+    assert {name for kind, name in world.objects if kind == "NetworkPolicy"} == {"llm", "llm-group-0"}
+    world.change(replicas=2)
+    world.run(10)
+    assert ("NetworkPolicy", "llm-group-1") in world.objects
+    world.change(replicas=1)
+    world.run(60)
+    assert ("NetworkPolicy", "llm-group-1") not in world.objects
+    assert "DriftRepaired" not in world.reasons()
+    del world.objects["NetworkPolicy", "llm-group-0"]
+    world.reconcile()
+    assert ("NetworkPolicy", "llm-group-0") in world.objects and "DriftRepaired" in world.reasons()

@@ -11,7 +11,7 @@ from oarlock_operator.render.settings import RenderSettings
 
 
 def by_kind(settings: RenderSettings | None = None, **spec: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    found = standing_objects(deployment(**spec), settings or RenderSettings())
+    found = standing_objects(deployment(**spec), settings or RenderSettings(), (0, 1))
     return {(o["kind"], o["metadata"]["name"]): o for o in found}
 
 
@@ -43,30 +43,39 @@ def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector["matchLabels"].items())
 
 
-def lets_in(policy: dict[str, Any], caller: dict[str, str], pod: dict[str, Any], port: int) -> bool:
-    """Whether a policy of its namespace lets a pod with the labels `caller` call `port` of another pod, as
-    NetworkPolicies are defined: rules add up, within a rule both parts must match, and what is absent matches all."""
+def lets_in(policies: list[dict[str, Any]], caller: dict[str, str], pod: dict[str, Any], port: int) -> bool:
+    """Whether the policies of its namespace let a pod with the labels `caller` call `port` of another pod, as
+    NetworkPolicies are defined: those that select the pod and their rules add up, within a rule both parts must match,
+    and what is absent matches all."""
+    mine = [one["spec"] for one in policies if selects(one["spec"]["podSelector"], pod["metadata"]["labels"])]
     containers = {one["name"]: one["containerPort"] for one in pod["spec"]["containers"][0]["ports"]}
     return any(
         any(selects(peer["podSelector"], caller) for peer in rule.get("from", [{"podSelector": {"matchLabels": {}}}]))
         and any(containers[one["port"]] == port for one in rule.get("ports", [{"port": name} for name in containers]))
-        for rule in policy["spec"]["ingress"]
+        for spec in mine
+        for rule in spec["ingress"]
     )
 
 
-def test_the_policy_keeps_members_ports_to_members() -> None:
+def test_the_policies_keep_members_ports_to_their_group() -> None:
     settings = RenderSettings(network_policy=True)
-    policy = by_kind(settings, parallelism={"nodes": 2})["NetworkPolicy", "llm"]
-    leader, worker = (pod(deployment(parallelism={"nodes": 2}), 0, 1, rank, settings) for rank in (0, 1))
-    other = pod(deployment("other"), 0, 1, 0, settings)
-    members = [one["metadata"]["labels"] for one in (leader, worker)]
-    strangers = [{}, {"app": "client"}, other["metadata"]["labels"]]
-    assert policy["spec"]["policyTypes"] == ["Ingress"]  # members fetch their model wherever it is
-    assert all(selects(policy["spec"]["podSelector"], labels) for labels in members)
-    assert not any(selects(policy["spec"]["podSelector"], labels) for labels in strangers)
-    for _, _, port in names.PORTS:
-        for called in (leader, worker):
-            assert all(lets_in(policy, caller, called, port) for caller in members)
-            assert {lets_in(policy, caller, called, port) for caller in strangers} == {port != 8813}
+    two = {"parallelism": {"nodes": 2}, "replicas": 2}
+    policies = [one for (kind, _), one in by_kind(settings, **two).items() if kind == "NetworkPolicy"]
+    groups = [[pod(deployment(**two), group, 1, rank, settings) for rank in (0, 1)] for group in (0, 1)]
+    stranger = pod(deployment("other"), 0, 1, 0, settings)
+    assert all(
+        one["spec"]["policyTypes"] == ["Ingress"] for one in policies
+    )  # members fetch their model wherever it is
+    assert not any(selects(one["spec"]["podSelector"], stranger["metadata"]["labels"]) for one in policies)
+    for mine, others in (groups, groups[::-1]):
+        members = [one["metadata"]["labels"] for one in mine]
+        strangers = [{}, {"app": "client"}, *(one["metadata"]["labels"] for one in (stranger, *others))]
+        for _, _, port in names.PORTS:
+            for called in mine:
+                assert all(lets_in(policies, caller, called, port) for caller in members)
+                assert {lets_in(policies, caller, called, port) for caller in strangers} == {port != 8813}
     # Between members any other port too: communicators choose theirs.
-    assert "ports" not in policy["spec"]["ingress"][0]
+    assert [one["metadata"]["name"] for one in policies if "ports" not in one["spec"]["ingress"][0]] == [
+        "llm-group-0",
+        "llm-group-1",
+    ]
